@@ -1,0 +1,72 @@
+"""Packaging of vissl_barlow; see README.md for why VISSL itself is installed separately."""
+
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_namespace_packages, find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+# The configs live at the top of the checkout, where VISSL users look for them; a wheel carries them
+# inside the package, where no other distribution's `configs` can hide them.
+CONFIG_FOLDERS = ("configs", "benchmark_configs")
+
+
+class BuildWithConfigs(build_py):
+    """Copies the YAML folders into the built package (a wheel has no checkout beside it)."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for name in CONFIG_FOLDERS:
+                target = Path(self.build_lib) / "vissl_barlow" / name
+                shutil.copytree(ROOT / name, target, dirs_exist_ok=True)
+
+
+def version() -> str:
+    source = (ROOT / "vissl_barlow" / "__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE).group(1)
+
+
+setup(
+    name="vissl_barlow",
+    version=version(),
+    description="Barlow Twins (Zbontar et al., 2021), faithful to the paper, as a plugin for VISSL",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["vissl_barlow", "vissl_barlow.*"])
+    + find_namespace_packages(include=["hydra_plugins.*"]),
+    cmdclass={"build_py": BuildWithConfigs},
+    # What the plugin and VISSL 0.1.6 import, at current versions; constraints.txt has the tested ones.
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "fvcore",
+        "iopath",
+        "hydra-core>=1.3,<1.4",
+        "submitit",
+        "scikit-learn",
+        "scipy",
+        "numpy",
+        "parameterized",
+        "tabulate",
+        "tensorboard",
+        "matplotlib",
+        "rich",
+        "opencv-python-headless",
+        "simplejpeg",
+        "setuptools<82",  # VISSL imports pkg_resources, which setuptools 82 removed
+    ],
+    extras_require={
+        # Not in install_requires: VISSL 0.1.6 pins numpy 1.19.5, hydra 1.0.7, scikit-learn 0.24.1 and
+        # cython 0.29.22, which no current Python can build, and pip cannot override a pin. Install
+        # both with `--no-deps`, VISSL first (`make install` does).
+        "vissl": ["vissl==0.1.6", "classy-vision==0.7.0"],
+        # Not on PyPI: https://detectron2.readthedocs.io/tutorials/install.html
+        "detectron2": ["detectron2"],
+        "test": ["pytest", "hypothesis", "ruff", "wheel"],
+    },
+)
