@@ -1,0 +1,115 @@
+"""What the speed benchmarks share: interleaved timing, peak memory, tables, files out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Command line of every benchmark: `--quick` and `--out DIR`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="few sizes, few repeats")
+    parser.add_argument("--out", type=Path, default=Path("bench_out"), help="folder for the results")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def machine() -> str:
+    """One line that names the hardware and the libraries a measurement holds for."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [ln for ln in cpuinfo.read_text().splitlines() if ln.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} threads{device}, torch {torch.__version__}"
+
+
+def interleaved_times(
+    candidates: Mapping[str, Callable[[], Any]], *, repeats: int, seconds: float = 60.0
+) -> dict[str, list[float]]:
+    """Seconds per call of each candidate, called in turn so that all meet the same machine load.
+
+    One unmeasured call each, then `repeats` rounds, fewer once `seconds` have passed (never less
+    than two). Summarise with `median_ratio`.
+    """
+    for call in candidates.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    begin = time.perf_counter()
+    for done in range(repeats):
+        if done >= 2 and time.perf_counter() - begin > seconds:
+            break
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values)
+
+
+def median_ratio(reference: Sequence[float], ours: Sequence[float]) -> float:
+    """How many times faster `ours` is: the ratio of the medians."""
+    return median(reference) / median(ours)
+
+
+def _measure_peak(queue, setup: Callable, args: tuple) -> None:
+    call = setup(*args)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def peak_extra_mib(setup: Callable[..., Callable[[], Any]], *args: Any) -> float:
+    """MiB of resident memory that one call adds at its peak, in a fresh process.
+
+    `setup(*args)`, a module-level function, makes the inputs and returns the call to measure; what
+    it allocates itself is not counted, unless it frees more than the call then needs.
+    """
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=_measure_peak, args=(queue, setup, args))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"memory measurement of {setup.__name__}{args} ended {process.exitcode}")
+    return queue.get()
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats get three significant digits, None is a dash."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        if isinstance(value, float):
+            return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        return str(value)
+
+    lines = [header, ["---"] * len(header), *([cell(v) for v in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_results(folder: Path, name: str, *, table: str, results: Any) -> None:
+    """Prints `table` and writes it to `name`.md and `results` to `name`.json, both with the machine."""
+    text = f"{machine()}\n\n{table}\n"
+    print(text)
+    (folder / f"{name}.md").write_text(text)
+    document = {"machine": machine(), "results": results}
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")

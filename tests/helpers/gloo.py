@@ -1,0 +1,38 @@
+"""Runs a function in several real processes joined over gloo."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _child(rank: int, fn: Callable, world_size: int, folder: str, args: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
+    try:
+        torch.save(fn(rank, *args), f"{folder}/{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def run_gloo(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """Calls `fn(rank, *args)` in `world_size` processes of one default gloo group.
+
+    `fn` is a module-level function; arguments and results are picklable. Returns the results in
+    order of rank. A child's exception is raised here, with its traceback.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_child, (fn, world_size, folder, args), nprocs=world_size)
+        return [
+            torch.load(Path(folder, f"{rank}.pt"), weights_only=False)
+            for rank in range(world_size)
+        ]
