@@ -1,0 +1,86 @@
+"""Image files to RGB arrays: libjpeg-turbo for the common JPEG, Pillow for everything else."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+# Pillow's own limit for an outright refusal, here for JPEG as well: 512 MiB of RGB.
+MAX_PIXELS = 178_956_970
+JPEG_COLORSPACES = ("YCbCr", "RGB", "Gray")
+
+
+class UnreadableImage(ValueError):
+    """The bytes are not an image that can be decoded; the message says why."""
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decodes one image file.
+
+    What `PIL.Image.open(...).convert("RGB")` gives (VISSL's and torchvision's loader), within a
+    grey level on average: alpha is dropped, the first frame of several is taken, the EXIF
+    orientation is ignored. One departure: 16-bit greyscale is scaled to 8 bits, where Pillow clips
+    everything above 255 to white.
+
+    Args:
+        data: the bytes of the file.
+
+    Returns:
+        uint8 array (H, W, 3), RGB, contiguous and writable.
+
+    Raises:
+        UnreadableImage: empty, truncated, damaged or unknown data, 32-bit pixels of unknown range,
+            or more than `MAX_PIXELS` pixels.
+    """
+    if len(data) == 0:
+        raise UnreadableImage("the file is empty")
+    image = _decode_jpeg(data)
+    return _decode_with_pillow(data) if image is None else image
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """The image, or None where Pillow has to decide: no JPEG, CMYK, or one with a defect."""
+    if not simplejpeg.is_jpeg(data):
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in JPEG_COLORSPACES or height * width > MAX_PIXELS:
+            return None
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        # Strict: also raised for a defect that Pillow forgives, such as stray bytes at the end.
+        return None
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImage(
+                    f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}: "
+                    "scale the file down"
+                )
+            return _to_rgb(image)
+    except UnreadableImage:
+        raise
+    # Pillow's decoders raise whatever their format's parser trips over (OSError, SyntaxError,
+    # struct.error, DecompressionBombError, ...).
+    except Exception as error:
+        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    # Pillow before 11 calls a 16-bit PNG "I".
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey = np.asarray(image)
+        return np.repeat(np.round(grey / 257).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise UnreadableImage(
+            f"32-bit pixels (mode {image.mode}) have no range to scale to 8 bits: "
+            "convert the file to 8 or 16 bits"
+        )
+    if image.mode == "P":
+        # By way of RGBA: straight to RGB, Pillow warns of every palette with transparency.
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"))
