@@ -6,7 +6,8 @@ same sum. A loss that is a global number, equal on all `W` processes, then gives
 times the true gradient with respect to its own rows, and the average over processes that
 DistributedDataParallel takes of the parameters' gradients is the true gradient of that number.
 
-`group=None` means the default group where torch.distributed is initialised, else this process alone.
+`group=None` means the default group where torch.distributed is initialised, else this process
+alone.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def rank(group: ProcessGroup | None = None) -> int:
     return dist.get_rank(group) if is_distributed() else 0
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _host_group(group: ProcessGroup) -> ProcessGroup:
     if "cpu:" in dist.get_backend_config(group):
         return group
@@ -81,9 +82,7 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     return _AllReduceSum.apply(x, group) if world_size(group) > 1 else x
 
 
-def all_gather_rows(
-    x: Tensor, sizes: tuple[int, ...], group: ProcessGroup | None = None
-) -> Tensor:
+def all_gather_rows(x: Tensor, sizes: tuple[int, ...], group: ProcessGroup | None = None) -> Tensor:
     """Concatenates the (N_p, D) rows of all processes in order of rank, outside of autograd.
 
     Args:

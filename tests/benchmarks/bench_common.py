@@ -20,7 +20,9 @@ def arguments(description: str) -> argparse.Namespace:
     """Command line of every benchmark: `--quick` and `--out DIR`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="few sizes, few repeats")
-    parser.add_argument("--out", type=Path, default=Path("bench_out"), help="folder for the results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench_out"), help="folder for the results"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     return args
@@ -107,7 +109,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def write_results(folder: Path, name: str, *, table: str, results: Any) -> None:
-    """Prints `table` and writes it to `name`.md and `results` to `name`.json, both with the machine."""
+    """Prints `table`; writes it to `name`.md and `results` to `name`.json, with the machine."""
     text = f"{machine()}\n\n{table}\n"
     print(text)
     (folder / f"{name}.md").write_text(text)

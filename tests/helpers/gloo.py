@@ -33,6 +33,5 @@ def run_gloo(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_child, (fn, world_size, folder, args), nprocs=world_size)
         return [
-            torch.load(Path(folder, f"{rank}.pt"), weights_only=False)
-            for rank in range(world_size)
+            torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world_size)
         ]

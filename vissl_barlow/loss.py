@@ -1,0 +1,375 @@
+"""The loss of Barlow Twins (Zbontar et al., 2021), equations 1 and 2.
+
+Shapes: N rows of the global batch, N_p of them on this process, W processes, D dimensions of the
+embedding. A, B (N, D) are the two views of the embeddings, each normalised along the batch on its
+own; C = A^T B / N is their cross-correlation.
+
+C need not be formed: sum_ij C_ij^2 = sum((A A^T) * (B B^T)) / N^2, and only its diagonal is wanted
+besides. That is exact, takes N x N memory instead of D x D, and fewer operations where N < D.
+
+Gradients: what each process back-propagates is the true gradient of the global loss with respect to
+its own rows, times W / reference_world_size. After DistributedDataParallel's average the optimizer
+meets the true gradient over `reference_world_size`, whatever the number of processes (see
+`vissl_barlow.distributed` for the rule). The authors' code amounts to reference_world_size = W.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
+
+from vissl_barlow.distributed import (
+    all_gather_rows,
+    all_reduce_sum,
+    all_reduce_sum_,
+    batch_sizes,
+    rank,
+)
+
+logger = logging.getLogger(__name__)
+
+FORMS = ("auto", "correlation", "gram")
+
+# Elements that elementwise work on the CPU touches at a time, to find them in cache the next time.
+_CACHED_ELEMENTS = 1 << 18
+# Rows by which the symmetric Gram matrix is computed: small enough to skip most of the lower half,
+# large enough for the matrix product to run at full speed.
+_GRAM_ROWS = 128
+_MIN_COLUMNS = 128
+# Floating-point operations that take as long as moving one byte from memory, and between processes.
+_OPS_PER_BYTE = 12
+_OPS_PER_BYTE_SENT = 150
+
+
+class LossTerms(NamedTuple):
+    """`loss` = `invariance` + lambda * `redundancy`: scalars, equal on all processes."""
+
+    loss: Tensor
+    invariance: Tensor
+    redundancy: Tensor
+
+
+def barlow_twins_loss(
+    z_a: Tensor,
+    z_b: Tensor,
+    *,
+    lambda_: float = 5e-3,
+    eps: float = 1e-5,
+    form: str = "auto",
+    group: ProcessGroup | None = None,
+    reference_world_size: int = 1,
+) -> LossTerms:
+    """The loss of Barlow Twins on the global batch of all processes (equation 1).
+
+    Computed in float32, under autocast too (float64 if the embeddings are).
+
+    Args:
+        z_a, z_b: (N_p, D) embeddings of the two views, the rows of this process. Row b of both
+            comes from one image. N_p may differ between processes.
+        lambda_: weight of the redundancy reduction term.
+        eps: added to the (biased) variance of each dimension, as BatchNorm1d does.
+        form: "correlation" forms C (D x D), "gram" the Gram matrices of the views (N x N), "auto"
+            the cheaper of the two. Both are exact; where N > D, "gram" finds the redundancy as a
+            small difference and loses digits if the dimensions are nearly uncorrelated.
+        group: processes whose rows make up the batch; None: the default group where
+            torch.distributed is initialised, else this process alone.
+        reference_world_size: the number of processes of the run whose gradient scale to reproduce;
+            the gradient is divided by it (the values are not). The paper's run has 32.
+
+    Returns:
+        `LossTerms` (loss, invariance, redundancy): the true global values. All three are
+        differentiable, with the same gradient scale.
+
+    Raises:
+        ValueError: z_a and z_b are not floating-point matrices of one shape, the global batch has
+            fewer than 2 rows, or an option is out of range.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} is unknown: use one of {', '.join(FORMS)}")
+    if not (math.isfinite(lambda_) and lambda_ >= 0):
+        raise ValueError(f"lambda_={lambda_} must be finite and at least 0; the paper's is 0.005")
+    if not reference_world_size >= 1:
+        raise ValueError(
+            f"reference_world_size={reference_world_size} must be at least 1: give the number of "
+            "processes whose gradient scale is wanted, 1 for the true gradient"
+        )
+    sizes = _checked_batch_sizes(z_a, z_b, eps, group)
+    if form == "auto":
+        form = choose_form(sum(sizes), z_a.shape[1], len(sizes))
+    gradient_scale = len(sizes) / reference_world_size
+    invariance, redundancy = _Terms.apply(z_a, z_b, eps, form, sizes, group, gradient_scale)
+    return LossTerms(invariance + lambda_ * redundancy, invariance, redundancy)
+
+
+def cross_correlation(
+    z_a: Tensor, z_b: Tensor, *, eps: float = 1e-5, group: ProcessGroup | None = None
+) -> Tensor:
+    """The cross-correlation C (D, D) of two (N_p, D) views over the global batch (equation 2).
+
+    C[i, j] correlates dimension i of z_a with dimension j of z_b. Differentiable by the rule of
+    `vissl_barlow.distributed`; float32, or float64 if the embeddings are.
+
+    Raises:
+        ValueError: as `barlow_twins_loss`.
+    """
+    sizes = _checked_batch_sizes(z_a, z_b, eps, group)
+    a, b = (_Normalise.apply(z, eps, sum(sizes), group) for z in (z_a, z_b))
+    with torch.autocast(a.device.type, enabled=False):
+        return all_reduce_sum(a.T @ b / sum(sizes), group)
+
+
+def normalise(z: Tensor, *, eps: float = 1e-5, group: ProcessGroup | None = None) -> Tensor:
+    """Gives each dimension of z (N_p, D) mean 0 and variance 1 over the global batch of N rows.
+
+    (z - mean) / sqrt(var + eps) with the biased variance, as BatchNorm1d(affine=False) in training;
+    in float32 at least, and by a two-pass formula that does not mind a mean far larger than the
+    standard deviation. Differentiable by the rule of `vissl_barlow.distributed`.
+
+    Raises:
+        ValueError: as `barlow_twins_loss`.
+    """
+    sizes = _checked_batch_sizes(z, z, eps, group)
+    return _Normalise.apply(z, eps, sum(sizes), group)
+
+
+@functools.cache
+def choose_form(n: int, d: int, world_size: int) -> str:
+    """The cheaper form, "gram" or "correlation", for a global batch n, d dimensions, W processes.
+
+    Counts the floating-point operations, the bytes of the large matrices through memory and the
+    bytes each process sends; the answer is logged once for each (n, d, W).
+    """
+    costs = {form: form_cost(form, n, d, world_size) for form in ("gram", "correlation")}
+    form = min(costs, key=lambda name: costs[name].in_operations())
+    logger.info(
+        "Barlow Twins loss: %s form for N=%d, D=%d on %d process(es); %s",
+        form,
+        n,
+        d,
+        world_size,
+        "; ".join(
+            f"{name}: {cost.operations:.2e} operations, {cost.bytes_moved:.2e} bytes moved, "
+            f"{cost.bytes_sent:.2e} sent"
+            for name, cost in costs.items()
+        ),
+    )
+    return form
+
+
+class FormCost(NamedTuple):
+    """What forward and backward cost one process in float32."""
+
+    operations: float
+    bytes_moved: float
+    bytes_sent: float
+
+    def in_operations(self) -> float:
+        """All three in one unit, by the balance of current machines."""
+        return (
+            self.operations
+            + _OPS_PER_BYTE * self.bytes_moved
+            + _OPS_PER_BYTE_SENT * self.bytes_sent
+        )
+
+
+def form_cost(form: str, n: int, d: int, world_size: int) -> FormCost:
+    """Counts the cost of `form` ("gram" or "correlation"); leaves out what both forms share."""
+    rows = n / world_size
+    others = (world_size - 1) / world_size
+    if form == "gram":
+        forward = _gram_operations(n, d) if world_size == 1 else 2 * rows * n * d
+        return FormCost(2 * (forward + 2 * rows * n * d), 4 * 6 * rows * n, 4 * 2 * n * d * others)
+    return FormCost(6 * rows * d * d, 4 * 6 * d * d, 4 * 2 * d * d * others)
+
+
+def _gram_operations(n: int, d: int) -> float:
+    return sum(2 * min(_GRAM_ROWS, n - i) * (n - i) * d for i in range(0, n, _GRAM_ROWS))
+
+
+def _checked_batch_sizes(
+    z_a: Tensor, z_b: Tensor, eps: float, group: ProcessGroup | None
+) -> tuple[int, ...]:
+    for name, z in (("z_a", z_a), ("z_b", z_b)):
+        if z.ndim != 2:
+            raise ValueError(
+                f"{name} has shape {tuple(z.shape)}: give a matrix of (rows, dimensions)"
+            )
+        if not z.is_floating_point():
+            raise ValueError(f"{name} has dtype {z.dtype}: give floating-point embeddings")
+    if z_a.shape != z_b.shape:
+        raise ValueError(
+            f"z_a has shape {tuple(z_a.shape)} and z_b {tuple(z_b.shape)}: give both views of the "
+            "same images in the same order"
+        )
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps={eps} must be finite and at least 0; BatchNorm1d's is 1e-5")
+    sizes = batch_sizes(z_a.shape[0], group)
+    if sum(sizes) < 2:
+        raise ValueError(
+            f"the global batch has {sum(sizes)} row(s), {z_a.shape[0]} of them in z_a here: "
+            "normalising along the batch takes at least 2, raise the batch size"
+        )
+    return sizes
+
+
+def _column_blocks(x: Tensor, world_size: int) -> Iterator[slice]:
+    # On an accelerator, and where every block would cost a message, one block is the fastest.
+    width = max(x.shape[-1], 1)
+    if world_size == 1 and x.device.type == "cpu":
+        width = max(_MIN_COLUMNS, _CACHED_ELEMENTS * width // max(x.numel(), 1))
+    for begin in range(0, x.shape[-1], width):
+        yield slice(begin, begin + width)
+
+
+def _row_blocks(x: Tensor) -> Iterator[slice]:
+    for begin in range(0, x.shape[0], _GRAM_ROWS):
+        yield slice(begin, begin + _GRAM_ROWS)
+
+
+def _compute_dtype(*views: Tensor) -> torch.dtype:
+    return functools.reduce(torch.promote_types, [z.dtype for z in views], torch.float32)
+
+
+def _normalise_(x: Tensor, eps: float, n: int, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Normalises x (V, N_p, D) in place, each of the V views on its own.
+
+    Returns 1 / sqrt(var + eps) and the variance left, var / (var + eps), each (V, 1, D).
+    """
+    x -= all_reduce_sum_(x.sum(1, keepdim=True), group) / n
+    # The first mean is off by its rounding, which may be no small part of a small deviation.
+    moments = torch.stack((x.sum(1, keepdim=True), x.square().sum(1, keepdim=True)))
+    mean, power = all_reduce_sum_(moments, group) / n
+    var = torch.addcmul(power, mean, mean, value=-1).clamp_(min=0)
+    inv_std = torch.rsqrt(var + eps)
+    torch.addcmul(mean * -inv_std, x, inv_std, out=x)
+    return inv_std, var * inv_std.square()
+
+
+class _Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z: Tensor, eps: float, n: int, group: ProcessGroup | None) -> Tensor:
+        x = z.to(_compute_dtype(z), copy=True)
+        inv_std, _ = _normalise_(x[None], eps, n, group)
+        ctx.save_for_backward(x, inv_std[0])
+        ctx.n, ctx.group, ctx.dtype = n, group, z.dtype
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, inv_std = ctx.saved_tensors
+        sums = torch.stack((grad.sum(0), (grad * x).sum(0)))
+        mean, projection = all_reduce_sum_(sums, ctx.group) / ctx.n
+        grad = inv_std * (grad - mean - x * projection)
+        return grad.to(ctx.dtype), None, None, None
+
+
+def _gram_matrix(x: Tensor, own: slice) -> Tensor:
+    """The rows `own` of x x^T, x (N, D)."""
+    rows = x[own]
+    if rows.shape[0] != x.shape[0]:
+        return rows @ x.T
+    gram = x.new_empty(x.shape[0], x.shape[0])
+    for block in _row_blocks(x):
+        # Symmetric: this block computes from its diagonal on, the rest is there already.
+        torch.mm(x[block], x[block.start :].T, out=gram[block, block.start :])
+        gram[block.stop :, block] = gram[block, block.stop :].T
+    return gram
+
+
+class _Terms(torch.autograd.Function):
+    """(invariance, redundancy) of two views, with normalisation and both products in one node.
+
+    Kept for the backward pass: the normalised views (of all processes in the Gram form) and the two
+    Gram matrices or the one D x D matrix.
+    """
+
+    @staticmethod
+    def forward(ctx, z_a, z_b, eps, form, sizes, group, gradient_scale):
+        n, world_size = sum(sizes), len(sizes)
+        x = z_a.new_empty((2, *z_a.shape), dtype=_compute_dtype(z_a, z_b))
+        inv_std = x.new_empty(2, 1, x.shape[2])
+        variance = torch.empty_like(inv_std)
+        gap = x.new_empty(x.shape[2])
+        with torch.autocast(x.device.type, enabled=False):
+            for cols in _column_blocks(x, world_size):
+                block = x[..., cols]
+                block[0].copy_(z_a[:, cols])
+                block[1].copy_(z_b[:, cols])
+                inv_std[..., cols], variance[..., cols] = _normalise_(block, eps, n, group)
+                gap[cols] = (block[0] - block[1]).square_().sum(0)
+            gap = all_reduce_sum_(gap, group) / n
+            # C_ii and 1 - C_ii from the mean squared difference of the views: neither loses digits,
+            # be the views nearly identical (1 - C_ii small) or nearly collapsed (C_ii small).
+            diagonal = (variance.sum((0, 1)) - gap) / 2
+            shortfall = (inv_std.square().sum((0, 1)) * eps + gap) / 2
+            invariance = shortfall.square().sum(dtype=torch.float64)
+
+            own = slice(0, n)
+            if form == "gram":
+                if world_size > 1:
+                    x = torch.stack([all_gather_rows(view, sizes, group) for view in x])
+                    begin = sum(sizes[: rank(group)])
+                    own = slice(begin, begin + z_a.shape[0])
+                products = (_gram_matrix(x[0], own), _gram_matrix(x[1], own))
+                total = all_reduce_sum_(_sum_of_products(*products), group)
+                redundancy = total / n**2 - diagonal.square().sum(dtype=torch.float64)
+            else:
+                cross = all_reduce_sum_(x[0].T @ x[1], group)
+                cross.diagonal().zero_()
+                products = (cross,)
+                redundancy = _sum_of_products(cross, cross) / n**2
+        ctx.save_for_backward(x, inv_std, diagonal, shortfall, *products)
+        ctx.form, ctx.n, ctx.own, ctx.world_size, ctx.group = form, n, own, world_size, group
+        ctx.gradient_scale, ctx.dtypes = gradient_scale, (z_a.dtype, z_b.dtype)
+        return invariance.to(x.dtype), redundancy.to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_invariance, grad_redundancy):
+        everyone, inv_std, diagonal, shortfall, *products = ctx.saved_tensors
+        x = everyone[:, ctx.own]
+        scale, n = ctx.gradient_scale, ctx.n
+        # With P = (B B^T A, or N B C^T without its diagonal) 2 / N^2, the gradient with respect to A
+        # is grad_redundancy P + direct B, and with respect to B the same with A and B swapped.
+        grad_redundancy = grad_redundancy * scale
+        direct = shortfall * (grad_invariance * scale)
+        if ctx.form == "gram":
+            direct = direct + diagonal * grad_redundancy
+        direct *= -2 / n
+        grad = torch.empty_like(x)
+        with torch.autocast(x.device.type, enabled=False):
+            if ctx.form == "correlation":
+                torch.mm(x[1], products[0].T, out=grad[0])
+                torch.mm(x[0], products[0], out=grad[1])
+            for cols in _column_blocks(x, ctx.world_size):
+                block, views = grad[..., cols], x[..., cols]
+                if ctx.form == "gram":
+                    torch.mm(products[1], everyone[0, :, cols], out=block[0])
+                    torch.mm(products[0], everyone[1, :, cols], out=block[1])
+                # Normalisation takes away the part along each view; the mean is zero already.
+                along = all_reduce_sum_((block * views).sum(1, keepdim=True), ctx.group)
+                weight = grad_redundancy * (2 / n**2)
+                inverse = inv_std[..., cols]
+                along = (along * (weight / n) + direct[cols] * diagonal[cols]) * inverse
+                cross_weight = direct[cols] * inverse
+                block *= weight * inverse
+                for i in (0, 1):
+                    block[i].addcmul_(views[1 - i], cross_weight[i])
+                    block[i].addcmul_(views[i], along[i], value=-1)
+        grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad, ctx.dtypes))
+        return grad_a, grad_b, None, None, None, None, None
+
+
+def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
+    """sum(x * y) of two matrices in float64, without a temporary of their size."""
+    blocks = [torch.dot(x[rows].flatten(), y[rows].flatten()) for rows in _row_blocks(x)]
+    return torch.stack(blocks).sum(dtype=torch.float64)
