@@ -6,6 +6,7 @@ from pathlib import Path
 
 from setuptools import find_namespace_packages, find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 # The configs live at the top of the checkout, where VISSL users look for them; a wheel carries them
@@ -24,6 +25,15 @@ class BuildWithConfigs(build_py):
                 shutil.copytree(ROOT / name, target, dirs_exist_ok=True)
 
 
+class EditableOnPath(editable_wheel):
+    """`pip install -e .` puts the checkout on the path; setuptools' default import hook would hide
+    our part of the namespace package `hydra_plugins` from hydra, because VISSL's wheel has one too."""
+
+    def finalize_options(self):
+        self.mode = self.mode or "compat"
+        super().finalize_options()
+
+
 def version() -> str:
     source = (ROOT / "vissl_barlow" / "__init__.py").read_text()
     return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE).group(1)
@@ -39,7 +49,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["vissl_barlow", "vissl_barlow.*"])
     + find_namespace_packages(include=["hydra_plugins.*"]),
-    cmdclass={"build_py": BuildWithConfigs},
+    cmdclass={"build_py": BuildWithConfigs, "editable_wheel": EditableOnPath},
     # What the plugin and VISSL 0.1.6 import, at current versions; constraints.txt has the tested ones.
     install_requires=[
         "torch>=2.4",

@@ -1,0 +1,117 @@
+"""Data sources: `barlow_folder`, images below a folder; `barlow_digits`, scikit-learn's digits.
+
+An image that cannot be read is reported with its path and the running count, the next readable one
+takes its place, and the sample is marked in `data_valid`, which the monitor counts.
+"""
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from vissl.data import DATA_SOURCES_WITH_SUBSET_SUPPORT, DATASET_SOURCE_MAP
+from vissl.data.dataset_catalog import VisslDatasetCatalog
+
+from vissl_barlow.digits import digits
+from vissl_barlow.images import UnreadableImage, read_image
+
+# A folder of nothing but bad files must end in an error, not in a search that lasts for hours.
+MAX_CONSECUTIVE_UNREADABLE = 100
+
+
+def list_images(folder: str | os.PathLike) -> list[str]:
+    """Paths of the images below `folder`, relative to it, in torchvision's ImageFolder order.
+
+    Sub-folders are optional: pretraining needs no classes.
+
+    Raises:
+        FileNotFoundError: `folder` is not a folder.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder} is not a folder")
+    images = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        images += [
+            os.path.relpath(os.path.join(parent, name), folder)
+            for name in sorted(files)
+            if name.lower().endswith(IMG_EXTENSIONS)
+        ]
+    return images
+
+
+class BarlowImageFolder(Dataset):
+    """VISSL data source over the images below a folder, labelled by their top-level sub-folder.
+
+    Each item is `(image, valid)`, the image an (H, W, 3) uint8 RGB array.
+    """
+
+    def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
+        self.root = path
+        # One array of bytes instead of a million strings: a loader's workers unpickle it at once.
+        self.names = np.array([os.fsencode(name) for name in list_images(path)], dtype=np.bytes_)
+        self.unreadable = 0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def num_samples(self) -> int:
+        return len(self)
+
+    def get_image_paths(self) -> list[str]:
+        return [self._path(index) for index in range(len(self))]
+
+    def get_labels(self) -> list[int]:
+        """Index of each image's top-level sub-folder, in sorted order, as ImageFolder numbers them."""
+        folders = [Path(os.fsdecode(name)).parts[0] for name in self.names]
+        index = {folder: label for label, folder in enumerate(sorted(set(folders)))}
+        return [index[folder] for folder in folders]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
+        for attempt in range(min(len(self), MAX_CONSECUTIVE_UNREADABLE)):
+            path = self._path((index + attempt) % len(self))
+            try:
+                return read_image(path), attempt == 0
+            except UnreadableImage as error:
+                self.unreadable += 1
+                logging.getLogger(__name__).warning(
+                    "unreadable image %d of this process, replaced by its neighbour: %s",
+                    self.unreadable,
+                    error,
+                )
+        raise UnreadableImage(
+            f"{MAX_CONSECUTIVE_UNREADABLE} images in a row are unreadable, the last is {path}"
+        )
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.names[index]))
+
+
+class BarlowDigits(Dataset):
+    """VISSL data source over scikit-learn's digits; the path is ignored."""
+
+    def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
+        self.images, self.labels = digits(split.lower())
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def num_samples(self) -> int:
+        return len(self)
+
+    def get_labels(self) -> list[int]:
+        return self.labels.tolist()
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
+        return self.images[index], True
+
+
+_SOURCES = {"barlow_folder": BarlowImageFolder, "barlow_digits": BarlowDigits}
+DATASET_SOURCE_MAP.update(_SOURCES)
+DATA_SOURCES_WITH_SUBSET_SUPPORT.update(_SOURCES)
+
+if not VisslDatasetCatalog.has_data("barlow_digits"):
+    # VISSL looks every data set without DATA_PATHS up here; the digits have no path.
+    VisslDatasetCatalog.register_data("barlow_digits", {"train": ["", ""], "val": ["", ""]})

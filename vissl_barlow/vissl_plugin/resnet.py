@@ -1,0 +1,72 @@
+"""`barlow_resnet`: torchvision's ResNet, initialised as torchvision does, as a VISSL trunk."""
+
+import torch
+from torch import nn
+from vissl.models.model_helpers import (
+    Flatten,
+    get_trunk_forward_outputs,
+    transform_model_input_data_type,
+)
+from vissl.models.trunks import register_model_trunk
+
+from vissl_barlow.resnet import build_trunk
+
+
+@register_model_trunk("barlow_resnet")
+class BarlowResNet(nn.Module):
+    """Config (`config.MODEL.TRUNK.RESNETS`): `DEPTH`, `ZERO_INIT_RESIDUAL`, `WIDTH_MULTIPLIER`,
+    and `SMALL_STEM` (default false) for 32 x 32 images.
+
+    VISSL's own `resnet` rebuilds every layer after torchvision has initialised it. The names of
+    features and of parameters are VISSL's, so its evaluation configs and checkpoints fit.
+    """
+
+    def __init__(self, model_config, model_name: str) -> None:
+        super().__init__()
+        self.model_config = model_config
+        options = model_config.TRUNK.RESNETS
+        self.small_stem = options.get("SMALL_STEM", False)
+        model = build_trunk(
+            options.DEPTH,
+            zero_init_residual=options.ZERO_INIT_RESIDUAL,
+            small_stem=self.small_stem,
+            width_multiplier=options.WIDTH_MULTIPLIER,
+        )
+        self._feature_blocks = nn.ModuleDict(
+            {
+                "conv1": model.conv1,
+                "bn1": model.bn1,
+                "conv1_relu": model.relu,
+                "maxpool": model.maxpool,
+                "layer1": model.layer1,
+                "layer2": model.layer2,
+                "layer3": model.layer3,
+                "layer4": model.layer4,
+                "avgpool": model.avgpool,
+                "flatten": Flatten(1),
+            }
+        )
+        self.feat_eval_mapping = {
+            "conv1": "conv1_relu",
+            "res1": "maxpool",
+            "res2": "layer1",
+            "res3": "layer2",
+            "res4": "layer3",
+            "res5": "layer4",
+            "res5avg": "avgpool",
+            "flatten": "flatten",
+        }
+
+    def forward(
+        self, images: torch.Tensor, out_feat_keys: list[str] | None = None
+    ) -> list[torch.Tensor]:
+        """(N, 3, H, W) to the features named; by default the representations, (N, 512 or 2048)."""
+        checkpointing = self.model_config.ACTIVATION_CHECKPOINTING
+        return get_trunk_forward_outputs(
+            feat=transform_model_input_data_type(images, self.model_config.INPUT_TYPE),
+            out_feat_keys=out_feat_keys,
+            feature_blocks=self._feature_blocks,
+            feature_mapping=self.feat_eval_mapping,
+            use_checkpointing=checkpointing.USE_ACTIVATION_CHECKPOINTING,
+            checkpointing_splits=checkpointing.NUM_ACTIVATION_CHECKPOINTING_SPLITS,
+        )

@@ -1,0 +1,44 @@
+"""`BarlowTwoViews`: the paper's two augmentations as a VISSL transform, and their collator."""
+
+import torch
+from classy_vision.dataset.transforms import register_transform
+from classy_vision.dataset.transforms.classy_transform import ClassyTransform
+from vissl.data.collators import register_collator
+from vissl.data.ssl_transforms.ssl_transforms_wrapper import DEFAULT_TRANSFORM_TYPES
+
+from vissl_barlow.views import TwoViews
+
+
+@register_transform("BarlowTwoViews")
+class BarlowTwoViews(ClassyTransform):
+    """Config: the keyword arguments of `vissl_barlow.views.TwoViews`, by name."""
+
+    def __init__(self, **options) -> None:
+        self.two_views = TwoViews(**options)
+
+    def __call__(self, image) -> list[torch.Tensor]:
+        return list(self.two_views(image))
+
+
+# VISSL flattens the copies a transform makes only for the names in this list.
+if "BarlowTwoViews" not in DEFAULT_TRANSFORM_TYPES["TRANSFORMS_WITH_COPIES"]:
+    DEFAULT_TRANSFORM_TYPES["TRANSFORMS_WITH_COPIES"].append("BarlowTwoViews")
+
+
+@register_collator("barlow_collator")
+def barlow_collator(samples: list[dict]) -> dict:
+    """Samples of two (C, H, W) views each to `data` of shape (2, N, C, H, W); the rest is (N,)."""
+    views = samples[0]["data"]
+    out = None
+    if torch.utils.data.get_worker_info() is not None:
+        # In a loader's worker the batch is built where the main process will read it, once.
+        numel = sum(view.numel() for view in views) * len(samples)
+        storage = views[0]._typed_storage()._new_shared(numel, device="cpu")
+        out = views[0].new(storage).resize_(len(views) * len(samples), *views[0].shape)
+    by_view = [sample["data"][i] for i in range(len(views)) for sample in samples]
+    data = torch.stack(by_view, out=out).unflatten(0, (len(views), len(samples)))
+    batch = {"data": [data]}
+    for key in ("label", "data_valid", "data_idx"):
+        # One per image: the wrapper that flattens the views repeats them for each view.
+        batch[key] = [torch.as_tensor([sample[key][0] for sample in samples])]
+    return batch
