@@ -1,0 +1,55 @@
+# Each target sets up what it needs. PYTHON chooses the interpreter (3.11 or 3.12) of a new VENV:
+#   make test PYTHON=python3.12 VENV=.venv312
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+INSTALLED = $(VENV)/.installed
+QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart
+
+.PHONY: help install quickstart test lint bench test-gpu test-detection clean
+
+help:
+	@echo "make quickstart      install into $(VENV), pretrain on real digits, show what it learned"
+	@echo "make test            the test suite (no GPU, no Detectron2)"
+	@echo "make lint            style"
+	@echo "make bench           speed and memory against the authors' and VISSL's code, side by side"
+	@echo "make test-gpu        the tests that need a GPU; fails without one"
+	@echo "make test-detection  the tests that need Detectron2; fails without it"
+
+install: $(INSTALLED)
+
+# VISSL 0.1.6 pins numpy 1.19.5, hydra 1.0.7, scikit-learn 0.24.1 and cython, which no current Python
+# can build, and its wheel carries an old copy of classy_vision: both come without dependencies, VISSL
+# first, classy-vision over it.
+$(INSTALLED): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test]"
+	$(RUN) -m pip install --quiet --no-deps vissl==0.1.6
+	$(RUN) -m pip install --quiet --no-deps --force-reinstall classy-vision==0.7.0
+	@touch $@
+
+quickstart: $(INSTALLED)
+	$(RUN) -m tools.run_distributed_engines $(QUICKSTART) config.CHECKPOINT.DIR=quickstart
+
+test: $(INSTALLED)
+	$(RUN) -m pytest -m "not gpu and not detectron2" $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(INSTALLED)
+	for benchmark in tests/benchmarks/bench_*.py; do $(RUN) $$benchmark --out bench || exit 1; done
+
+test-gpu: $(INSTALLED)
+	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "test-gpu needs a CUDA device, and torch sees none")'
+	$(RUN) -m pytest -m gpu $(PYTEST_ARGS)
+
+test-detection: $(INSTALLED)
+	@$(RUN) -c 'import detectron2' || { echo "test-detection needs Detectron2 in $(VENV): see README, Detection"; exit 1; }
+	$(RUN) -m pytest -m detectron2 $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) quickstart bench build *.egg-info
