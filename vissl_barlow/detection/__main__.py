@@ -1,0 +1,33 @@
+"""Command line: `python -m vissl_barlow.detection --help`."""
+
+from __future__ import annotations
+
+import sys
+
+INSTALL = (
+    "Detectron2 is not installed. It is built against the PyTorch in use: python -m pip install"
+    " --no-build-isolation git+https://github.com/facebookresearch/detectron2"
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit status; what a user can mend is reported in one line."""
+    try:
+        from vissl_barlow.detection import trainer
+    except ImportError as error:
+        absent = error.name == "detectron2"
+        reason = INSTALL if absent else f"Detectron2 does not import: {error}"
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    args = trainer.argument_parser().parse_args(arguments)
+    try:
+        cfg = trainer.prepare(args)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    trainer.launch_run(args, cfg)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

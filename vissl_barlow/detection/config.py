@@ -1,0 +1,111 @@
+"""Where the transfer configs are, and what a config must say before any long work; pure Python."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from vissl_barlow.paths import config_folder
+from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD
+
+# Detectron2 subtracts and divides in the units of its input, 0 to 255.
+PIXEL_MEAN = tuple(255 * value for value in IMAGENET_MEAN)
+PIXEL_STD = tuple(255 * value for value in IMAGENET_STD)
+# Published configs round to two or three decimals; Caffe's values are off by 1 and more.
+PIXEL_TOLERANCE = 0.01
+# Layers whose normalisation Detectron2 takes from a config key of their own.
+NORM_SECTIONS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+# `nn.SyncBatchNorm` refuses CPU tensors.
+GPU_NORMS = ("SyncBN", "nnSyncBN")
+
+
+def config_path(name: str) -> Path:
+    """The YAML file called `name`: a path, or the stem of a file in benchmark_configs/detectron2.
+
+    Raises:
+        ValueError: there is no such file; the message lists the names that exist.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    folder = config_folder("benchmark_configs") / "detectron2"
+    shipped = {file.stem: file for file in folder.glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    leaves = ", ".join(sorted(stem for stem in shipped if not stem.startswith("base_")))
+    raise ValueError(f"--config-file {name!r} is neither a file nor one of: {leaves}")
+
+
+def check_input(cfg: Any) -> None:
+    """Refuses a config under which pretrained torchvision weights load silently but see garbage.
+
+    The features would be computed from swapped colours, another scale, or with the strides in other
+    layers; no shape tells, and training starts from a ruined network.
+
+    Args:
+        cfg: a config node with `MODEL` and `INPUT`.
+
+    Raises:
+        ValueError: naming the key, its value and the value it needs.
+    """
+    if cfg.MODEL.RESNETS.STRIDE_IN_1X1:
+        raise ValueError(
+            "MODEL.RESNETS.STRIDE_IN_1X1 is True, the layout of Caffe's ResNets; the pretrained"
+            " weights stride in the 3x3 convolution: set it to False"
+        )
+    if cfg.INPUT.FORMAT != "RGB":
+        raise ValueError(
+            f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; the pretrained weights expect RGB images:"
+            " set it to 'RGB'"
+        )
+    for key, expected in (("PIXEL_MEAN", PIXEL_MEAN), ("PIXEL_STD", PIXEL_STD)):
+        values = tuple(cfg.MODEL[key])
+        if len(values) != len(expected) or not all(
+            math.isclose(value, target, rel_tol=0, abs_tol=PIXEL_TOLERANCE)
+            for value, target in zip(values, expected)
+        ):
+            wanted = [round(target, 3) for target in expected]
+            raise ValueError(
+                f"MODEL.{key} is {list(values)}; the pretrained weights expect RGB images"
+                f" normalised as in pretraining: set it to {wanted}"
+            )
+
+
+def check_hardware(cfg: Any, *, processes: int, processes_per_machine: int, gpus: int) -> None:
+    """Refuses a config this machine cannot run.
+
+    Args:
+        cfg: a config node with `MODEL` and `SOLVER`.
+        processes: in total, over all machines.
+        processes_per_machine: `--num-gpus`.
+        gpus: CUDA devices of this machine.
+
+    Raises:
+        ValueError: naming the key or flag, its value and the remedy.
+    """
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if batch % processes:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {processes} processes:"
+            " change --num-gpus, or add --scale-batch-and-lr"
+        )
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        if not gpus:
+            raise ValueError(
+                f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but no CUDA device is visible:"
+                " to run on CPU (slow), add MODEL.DEVICE cpu MODEL.RESNETS.NORM BN"
+            )
+        if processes_per_machine > gpus:
+            raise ValueError(
+                f"--num-gpus {processes_per_machine} but {gpus} CUDA device(s) are visible:"
+                f" use --num-gpus {gpus} --scale-batch-and-lr"
+            )
+        return
+    for section in NORM_SECTIONS:
+        norm = cfg.MODEL.get(section, {}).get("NORM", "")
+        if norm in GPU_NORMS:
+            raise ValueError(
+                f"MODEL.{section}.NORM is {norm!r}, which needs GPUs, but MODEL.DEVICE is"
+                f" {cfg.MODEL.DEVICE!r}: add MODEL.{section}.NORM BN"
+            )

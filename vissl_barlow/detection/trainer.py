@@ -1,0 +1,209 @@
+"""Training and evaluation of the transfer tasks on Detectron2's DefaultTrainer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends what follows)
+from vissl_barlow.detection.config import check_hardware, check_input, config_path
+from vissl_barlow.detection.datasets import check_dataset, metric_note
+from vissl_barlow.detection.weights import StrictCheckpointer, load_backbone
+
+# isort: split
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+# A child of the logger that `default_setup` configures.
+logger = logging.getLogger("detectron2.vissl_barlow")
+
+# GPUs for which the configs state IMS_PER_BATCH and BASE_LR (paper, appendix C).
+REFERENCE_WORLD_SIZE = 8
+RESULTS_FILE = "results.json"
+
+
+class TransferTrainer(DefaultTrainer):
+    """DefaultTrainer that starts from a whole pretrained trunk and says what its metric is."""
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Resumes OUTPUT_DIR's last checkpoint, or loads the trunk in MODEL.WEIGHTS.
+
+        Raises:
+            CheckpointError: not every backbone tensor is matched.
+        """
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume=True)
+            return
+        model = self.model
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        count = load_backbone(model, PathManager.get_local_path(self.cfg.MODEL.WEIGHTS))
+        logger.info("Loaded all %d backbone tensors from %s", count, self.cfg.MODEL.WEIGHTS)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        output_folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, output_dir=output_folder)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict:
+        """Evaluates on DATASETS.TEST; the main process writes OUTPUT_DIR/results.json.
+
+        The file maps each dataset to its `metric`, a sentence, and to the numbers of each task:
+        `{"voc_2007_test": {"metric": ..., "bbox": {"AP": ..., "AP50": ..., "AP75": ...}}}`, in
+        percent; null where a class has no ground truth.
+        """
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            names = cfg.DATASETS.TEST
+            by_dataset = {names[0]: results} if len(names) == 1 else results
+            report = {name: _described(name, tasks) for name, tasks in by_dataset.items()}
+            for name, entry in report.items():
+                logger.info("%s: %s", name, entry["metric"])
+            with PathManager.open(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), "w") as file:
+                json.dump(report, file, indent=2)
+        return results
+
+
+def _described(dataset_name: str, tasks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"metric": metric_note(MetadataCatalog.get(dataset_name))}
+    for task, scores in tasks.items():
+        entry[task] = {k: float(v) if math.isfinite(v) else None for k, v in scores.items()}
+    return entry
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments and `--scale-batch-and-lr`."""
+    parser = default_argument_parser(
+        epilog="example: python -m vissl_barlow.detection --num-gpus 8 --config-file"
+        " voc0712_faster_rcnn_R50_C4_24k MODEL.WEIGHTS checkpoint.torch OUTPUT_DIR voc SEED 0"
+    )
+    parser.prog = "python -m vissl_barlow.detection"
+    parser.add_argument(
+        "--scale-batch-and-lr",
+        action="store_true",
+        help=f"keep the images per GPU of the {REFERENCE_WORLD_SIZE}-GPU recipe: batch size and"
+        " learning rate scale with the number of GPUs, the schedule's length inversely",
+    )
+    parser.set_defaults(dist_url="auto")
+    return parser
+
+
+def build_config(args: argparse.Namespace) -> CfgNode:
+    """The frozen config of a run; sets `args.config_file` to the file's path.
+
+    Raises:
+        ValueError: the file, a key or a value is not what Detectron2 knows.
+    """
+    if flags := [option for option in args.opts if option.startswith("--")]:
+        raise ValueError(f"{' '.join(flags)}: flags go before the first KEY VALUE pair")
+    args.config_file = str(config_path(args.config_file))
+    cfg = get_cfg()
+    try:
+        cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(f"config {args.config_file} with {args.opts}: {error.args[0]}") from error
+    if args.scale_batch_and_lr:
+        cfg.SOLVER.REFERENCE_WORLD_SIZE = REFERENCE_WORLD_SIZE
+        cfg = DefaultTrainer.auto_scale_workers(cfg, args.num_gpus * args.num_machines)
+    cfg.freeze()
+    return cfg
+
+
+def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Finds in seconds what would fail after minutes of loading, or would fail silently.
+
+    Raises:
+        ValueError: a dataset is missing, the hardware or the config unfit, the weights not whole.
+        OSError: the weights cannot be read.
+    """
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise ValueError(
+            f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT of the first one"
+        )
+    check_input(cfg)
+    check_hardware(
+        cfg,
+        processes=args.num_gpus * args.num_machines,
+        processes_per_machine=args.num_gpus,
+        gpus=torch.cuda.device_count(),
+    )
+    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        if name not in DatasetCatalog.list():
+            raise ValueError(f"dataset {name!r} is not registered with Detectron2")
+        check_dataset(name, MetadataCatalog.get(name))
+    for name in cfg.DATASETS.TEST:
+        metric_note(MetadataCatalog.get(name))
+    _check_weights(cfg, args)
+
+
+def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if args.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists():
+        return
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: give the checkpoint to transfer")
+    path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: no such file")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    model = TransferTrainer.build_model(cfg)
+    if args.eval_only:
+        StrictCheckpointer(model).load(path)
+    else:
+        load_backbone(model, path)
+
+
+def run(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """One process of a run."""
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = TransferTrainer.build_model(cfg)
+        checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        TransferTrainer.test(cfg, model)
+        return
+    trainer = TransferTrainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def prepare(args: argparse.Namespace) -> CfgNode:
+    """The config of a run that can start: `build_config`, then `check_run`; same errors."""
+    cfg = build_config(args)
+    check_run(cfg, args)
+    return cfg
+
+
+def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
+    """Starts the processes of a prepared run and waits for them."""
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        # Where it sees a GPU, Detectron2 joins processes over NCCL, which cannot move CPU tensors.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    launch(
+        run,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args, cfg),
+    )
