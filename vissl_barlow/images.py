@@ -1,10 +1,11 @@
 """Image files to RGB arrays: libjpeg-turbo for the common JPEG, Pillow for everything else."""
 
 import io
+import os
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Pillow's own limit for an outright refusal, here for JPEG as well: 512 MiB of RGB.
 MAX_PIXELS = 178_956_970
@@ -19,7 +20,7 @@ def decode_image(data: bytes) -> np.ndarray:
     """Decodes one image file.
 
     What `PIL.Image.open(...).convert("RGB")` gives (VISSL's and torchvision's loader), within a
-    grey level on average: alpha is dropped, the first frame of several is taken, the EXIF
+    grey level: alpha is dropped, the first frame of several is taken, the EXIF
     orientation is ignored. One departure: 16-bit greyscale is scaled to 8 bits, where Pillow clips
     everything above 255 to white.
 
@@ -64,6 +65,8 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
             return _to_rgb(image)
     except UnreadableImage:
         raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("no image format that Pillow knows") from error
     # Pillow's decoders raise whatever their format's parser trips over (OSError, SyntaxError,
     # struct.error, DecompressionBombError, ...).
     except Exception as error:
@@ -84,3 +87,18 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         # By way of RGBA: straight to RGB, Pillow warns of every palette with transparency.
         image = image.convert("RGBA")
     return np.array(image.convert("RGB"))
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Reads and decodes one image file, as `decode_image` does.
+
+    Raises:
+        UnreadableImage: the file cannot be opened or decoded; the message starts with its path.
+    """
+    try:
+        with open(path, "rb") as file:
+            return decode_image(file.read())
+    except OSError as error:
+        raise UnreadableImage(f"{path}: {error.strerror}") from None
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{path}: {error}") from None

@@ -88,7 +88,7 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
     # One neighbour on each side stays: OpenCV turns a single tap into a plain copy of another type.
     negligible = min(np.count_nonzero(kernel < SMALLEST_TAP) // 2, len(kernel) // 2 - 1)
     kernel = kernel[negligible : len(kernel) - negligible]
-    return kernel / kernel.sum()
+    return (kernel / kernel.sum()).astype(np.float32)
 
 
 def planes(view: np.ndarray) -> torch.Tensor:

@@ -1,0 +1,141 @@
+"""Decoding: Pillow's pixels, whatever decodes them, and one exception for whatever goes wrong."""
+
+import io
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from vissl_barlow import images
+from vissl_barlow.images import UnreadableImage, decode_image
+
+PHOTO = Image.fromarray(load_sample_images().images[0][:151, :203])
+
+
+def encode(image, file_format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def pillow(data):
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+EXIF_ROTATED = Image.Exif()
+EXIF_ROTATED[0x0112] = 6
+FILES = {
+    "jpeg 4:4:4": encode(PHOTO, "JPEG", subsampling=0),
+    "jpeg 4:2:0": encode(PHOTO, "JPEG", subsampling=2),
+    "jpeg progressive": encode(PHOTO, "JPEG", progressive=True),
+    "jpeg rgb": encode(PHOTO, "JPEG", keep_rgb=True),
+    "jpeg grey": encode(PHOTO.convert("L"), "JPEG"),
+    "jpeg cmyk": encode(PHOTO.convert("CMYK"), "JPEG"),
+    "jpeg rotated": encode(PHOTO, "JPEG", exif=EXIF_ROTATED),
+    "jpeg stray bytes": encode(PHOTO, "JPEG") + b"stray",
+    "png": encode(PHOTO, "PNG"),
+    "png palette": encode(PHOTO.convert("P"), "PNG"),
+    "png transparent palette": encode(PHOTO.convert("P"), "PNG", transparency=bytes(range(256))),
+    "png grey": encode(PHOTO.convert("L"), "PNG"),
+    "png grey alpha": encode(PHOTO.convert("LA"), "PNG"),
+    "png one bit": encode(PHOTO.convert("1"), "PNG"),
+    "webp": encode(PHOTO, "WEBP"),
+    "gif": encode(PHOTO, "GIF"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_are_pillows(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = decode_image(FILES[name])
+    assert image.shape == (151, 203, 3)
+    assert image.dtype == np.uint8 and image.flags.writeable and image.flags.c_contiguous
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(image, pillow(FILES[name]))
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("jpeg")])
+def test_only_a_jpeg_that_needs_pillow_takes_its_slow_way(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(images, "_decode_with_pillow", asked.append)
+    decode_image(FILES[name])
+    assert bool(asked) == (name in ("jpeg cmyk", "jpeg stray bytes"))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(file_format):
+    levels = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
+    image = decode_image(encode(Image.fromarray(levels), file_format))
+    assert image[0].tolist() == [[grey] * 3 for grey in (0, 0, 1, 1, 128, 255)]
+
+
+def bomb(file_format):
+    """A file of a few bytes whose header promises 65500 x 65500 pixels."""
+    data = bytearray(encode(Image.new("L", (8, 8)), file_format))
+    start, size = {"JPEG": (data.find(b"\xff\xc0") + 5, 2), "BMP": (18, 4)}[file_format]
+    data[start : start + 2 * size] = 2 * (65500).to_bytes(
+        size, "big" if file_format == "JPEG" else "little"
+    )
+    return bytes(data)
+
+
+JPEG, PNG = FILES["jpeg 4:2:0"], FILES["png"]
+UNREADABLE = {
+    "empty": (b"", "empty"),
+    "text": (b"<html>not found</html>", "no image format"),
+    "jpeg header only": (JPEG[:100], "[Tt]runcated"),
+    "jpeg half": (JPEG[: len(JPEG) // 2], "truncated"),
+    "jpeg without its end": (JPEG[:-2], "truncated"),
+    "png half": (PNG[: len(PNG) // 2], "truncated"),
+    "png damaged": (PNG[:100] + bytes(100) + PNG[200:], "."),
+    "gif header only": (FILES["gif"][:10], "."),
+    "jpeg bomb": (bomb("JPEG"), "pixels"),
+    "bmp bomb": (bomb("BMP"), "pixels"),
+    "float": (encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "mode F.*16 bits"),
+    "32-bit": (encode(Image.fromarray(np.ones((4, 4), np.int32)), "TIFF"), "mode I.*16 bits"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_whatever_fails_is_an_unreadable_image_with_its_reason(name):
+    data, reason = UNREADABLE[name]
+    with pytest.raises(UnreadableImage, match=reason):
+        decode_image(data)
+
+
+def test_the_limit_holds_below_pillows_own(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 203 * 151 - 1)
+    for data in (JPEG, PNG):
+        with pytest.raises(UnreadableImage, match="203 x 151 pixels"):
+            decode_image(data)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(FILES)),
+    end=st.integers(0, 100_000),
+    changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6),
+)
+def test_damage_gives_an_image_or_an_unreadable_image(name, end, changes):
+    data = bytearray(FILES[name][:end])
+    for position, value in changes:
+        if position < len(data):
+            data[position] = value
+    try:
+        image = decode_image(bytes(data))
+    except UnreadableImage as error:
+        assert str(error)
+    else:
+        assert image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8
+
+
+def test_the_exception_survives_a_loader_worker():
+    error = pickle.loads(pickle.dumps(UnreadableImage("the file is empty")))
+    assert isinstance(error, ValueError) and str(error) == "the file is empty"
