@@ -54,10 +54,12 @@ class CheckpointError(ValueError):
 
 
 class TrunkDepth(NamedTuple):
-    """`depth`: 18, 34, 50, 101 or 152; `small_stem`: 3 x 3 first convolution (32-pixel images)."""
+    """`depth`: 18, 34, 50, 101 or 152; `small_stem`: 3 x 3 first convolution (32-pixel images);
+    `width_multiplier`: on the channels of every layer, as VISSL's `WIDTH_MULTIPLIER`."""
 
     depth: int
     small_stem: bool
+    width_multiplier: int = 1
 
 
 class Trunk(NamedTuple):
@@ -82,7 +84,7 @@ def load_trunk(path: str | os.PathLike) -> dict[str, Tensor]:
     Detectron2's backbone as `to_detectron2` writes it. Tensors are on the CPU.
 
     Raises:
-        CheckpointError: damaged, holds code, or holds no ResNet-18/34/50/101/152 of standard width.
+        CheckpointError: damaged, holds code, or holds no ResNet-18/34/50/101/152.
         OSError: the file is missing or cannot be opened.
     """
     return read_trunk(path).state_dict
@@ -236,14 +238,15 @@ def trunk_depth(state_dict: Mapping[str, Tensor]) -> TrunkDepth:
         return len(_required(state_dict) ^ _required(_trunk_shapes(depth)))
 
     depth = min(DEPTHS, key=names_apart)
-    shapes = dict(_trunk_shapes(depth))
-    first = state_dict.get("conv1.weight")
-    small_stem = first is not None and first.shape[-2:] == (3, 3)
-    if small_stem:
-        shapes["conv1.weight"] = torch.Size((64, 3, 3, 3))
-    if misfit := _misfit(state_dict, shapes):
+    stem = state_dict["conv1.weight"].shape if "conv1.weight" in state_dict else ()
+    layout = TrunkDepth(
+        depth,
+        small_stem=stem[2:] == (3, 3),
+        width_multiplier=max(1, stem[0] // 64) if len(stem) else 1,
+    )
+    if misfit := _misfit(state_dict, _trunk_shapes(*layout)):
         raise CheckpointError(f"not a ResNet-18/34/50/101/152; against ResNet-{depth}: {misfit}")
-    return TrunkDepth(depth, small_stem)
+    return layout
 
 
 def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
@@ -254,7 +257,7 @@ def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
     Raises:
         CheckpointError: says which names are missing, unexpected, or of another shape.
     """
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if misfit := _misfit(state_dict, shapes):
         raise CheckpointError(f"the checkpoint does not fit {type(model).__name__}: {misfit}")
 
@@ -343,21 +346,28 @@ def _required(names: Iterable[str]) -> set[str]:
 
 
 @cache
-def _trunk_shapes(depth: int) -> dict[str, torch.Size]:
+def _trunk_shapes(depth: int, small_stem: bool = False, width: int = 1) -> dict[str, tuple]:
     with torch.device("meta"):
         model = getattr(torchvision.models, f"resnet{depth}")()
+        if small_stem:
+            model.conv1 = nn.Conv2d(3, 64, 3, bias=False)
     model.fc = nn.Identity()
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # Every channel but the image's three.
+    return {
+        name: tuple(n if n == 3 else n * width for n in shape[:2]) + shape[2:]
+        for name, shape in shapes.items()
+    }
 
 
-def _misfit(state_dict: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> str:
+def _misfit(state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> str:
     absent = _required(shapes) - state_dict.keys()
     missing = [name for name in shapes if name in absent]
     unexpected = [name for name in state_dict if name not in shapes]
     reshaped = [
-        f"{name} {tuple(tensor.shape)} instead of {tuple(shapes[name])}"
+        f"{name} {tuple(tensor.shape)} instead of {shapes[name]}"
         for name, tensor in state_dict.items()
-        if name in shapes and tensor.shape != shapes[name]
+        if name in shapes and tuple(tensor.shape) != shapes[name]
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     return "; ".join(f"{len(v)} {kind}: {_listed(v)}" for kind, v in kinds.items() if v)
@@ -396,9 +406,11 @@ def _convert(source: Path, target: Path, to: str, force: bool) -> str:
         )
     trunk = read_trunk(source)
     save_atomically(_WRITERS[to](trunk.state_dict), target)
-    stem = " with small stem" if trunk.layout.small_stem else ""
+    depth, small_stem, width = trunk.layout
+    kind = f"ResNet-{depth}" + (f" x{width}" if width > 1 else "")
+    kind += " with small stem" if small_stem else ""
     return (
-        f"{source} ({trunk.source}: ResNet-{trunk.layout.depth}{stem}, {len(trunk.state_dict)} "
+        f"{source} ({trunk.source}: {kind}, {len(trunk.state_dict)} "
         f"tensors, {trunk.left_out} beside it left out) -> {target} ({to})"
     )
 
