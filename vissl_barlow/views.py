@@ -152,6 +152,8 @@ class TwoViews:
         self.mean = _numbers("mean", mean, count=3, meaning="(red, green, blue)")
         self.std = _numbers("std", std, count=3, meaning="(red, green, blue)", above=0)
         self.backend = _choice("backend", backend, BACKENDS)
+        if not isinstance(normalize_on_device, bool):
+            raise ValueError(f"normalize_on_device is {normalize_on_device!r}: give true or false")
         self.normalize_on_device = normalize_on_device
         self._log_ratio = tuple(map(math.log, self.crop_ratio))
         strengths = {
@@ -266,7 +268,7 @@ class TwoViews:
             view = view.filter(ImageFilter.GaussianBlur(parameters.blur_sigma))
         if parameters.solarize:
             view = F.solarize(view, self.solarize_threshold)
-        return F.pil_to_tensor(view)
+        return F.pil_to_tensor(view).contiguous()
 
     def _apply_fast(self, image: np.ndarray, parameters: ViewParameters) -> torch.Tensor:
         view = views_fast.crop_and_resize(image, parameters.crop, self.size, self.interpolation)
