@@ -1,4 +1,4 @@
-"""The trunk (section 2.2): torchvision's ResNets, as torchvision initialises them, no classifier."""
+"""The trunk (section 2.2): torchvision's ResNets and their initialisation, no classifier."""
 
 from collections.abc import Callable
 from numbers import Integral
