@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,10 +40,7 @@ FORMS = ("auto", "correlation", "gram")
 
 # Elements that elementwise work on the CPU touches at a time, to find them in cache the next time.
 _CACHED_ELEMENTS = 1 << 18
-# Rows by which the symmetric Gram matrix is computed: small enough to skip most of the lower half,
-# large enough for the matrix product to run at full speed.
-_GRAM_ROWS = 128
-_MIN_COLUMNS = 128
+_MIN_COLUMNS = 64
 # Floating-point operations that take as long as moving one byte from memory, and between processes.
 _OPS_PER_BYTE = 12
 _OPS_PER_BYTE_SENT = 150
@@ -191,7 +188,8 @@ def form_cost(form: str, n: int, d: int, world_size: int) -> FormCost:
 
 
 def _gram_operations(n: int, d: int) -> float:
-    return sum(2 * min(_GRAM_ROWS, n - i) * (n - i) * d for i in range(0, n, _GRAM_ROWS))
+    step = _gram_rows(n)
+    return sum(2 * min(step, n - i) * (n - i) * d for i in range(0, n, step))
 
 
 def _checked_batch_sizes(
@@ -229,36 +227,41 @@ def _column_blocks(x: Tensor, world_size: int) -> Iterator[slice]:
         yield slice(begin, begin + width)
 
 
-def _row_blocks(x: Tensor) -> Iterator[slice]:
-    for begin in range(0, x.shape[0], _GRAM_ROWS):
-        yield slice(begin, begin + _GRAM_ROWS)
+def _gram_rows(n: int) -> int:
+    """Rows by which a symmetric N x N matrix is computed.
+
+    Few enough to skip most of its lower half, enough for the matrix product to run at full speed.
+    """
+    return max(128, n // 8)
 
 
 def _compute_dtype(*views: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, [z.dtype for z in views], torch.float32)
 
 
-def _normalise_(x: Tensor, eps: float, n: int, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """Normalises x (V, N_p, D) in place, each of the V views on its own.
-
-    Returns 1 / sqrt(var + eps) and the variance left, var / (var + eps), each (V, 1, D).
-    """
-    x -= all_reduce_sum_(x.sum(1, keepdim=True), group) / n
-    # The first mean is off by its rounding, which may be no small part of a small deviation.
+def _normalise_into(
+    x: Tensor, views: Sequence[Tensor], eps: float, n: int, group: ProcessGroup | None
+) -> Tensor:
+    """Writes the normalised views, V of (N_p, D), to x (V, N_p, D); returns var (V, 1, D)."""
+    sums = torch.stack([z.sum(0, keepdim=True, dtype=x.dtype) for z in views])
+    means = all_reduce_sum_(sums, group) / n
+    for view, z, mean in zip(x, views, means):
+        torch.sub(z, mean, out=view)
+    # The mean is off by its rounding, which may be no small part of a small deviation.
     moments = torch.stack((x.sum(1, keepdim=True), x.square().sum(1, keepdim=True)))
-    mean, power = all_reduce_sum_(moments, group) / n
-    var = torch.addcmul(power, mean, mean, value=-1).clamp_(min=0)
+    rest, power = all_reduce_sum_(moments, group) / n
+    var = torch.addcmul(power, rest, rest, value=-1)
     inv_std = torch.rsqrt(var + eps)
-    torch.addcmul(mean * -inv_std, x, inv_std, out=x)
-    return inv_std, var * inv_std.square()
+    torch.addcmul(rest * -inv_std, x, inv_std, out=x)
+    return var
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, eps: float, n: int, group: ProcessGroup | None) -> Tensor:
-        x = z.to(_compute_dtype(z), copy=True)
-        inv_std, _ = _normalise_(x[None], eps, n, group)
-        ctx.save_for_backward(x, inv_std[0])
+        x = torch.empty_like(z, dtype=_compute_dtype(z))
+        var = _normalise_into(x[None], [z], eps, n, group)[0]
+        ctx.save_for_backward(x, torch.rsqrt(var + eps))
         ctx.n, ctx.group, ctx.dtype = n, group, z.dtype
         return x
 
@@ -272,45 +275,59 @@ class _Normalise(torch.autograd.Function):
         return grad.to(ctx.dtype), None, None, None
 
 
-def _gram_matrix(x: Tensor, own: slice) -> Tensor:
-    """The rows `own` of x x^T, x (N, D)."""
-    rows = x[own]
-    if rows.shape[0] != x.shape[0]:
-        return rows @ x.T
-    gram = x.new_empty(x.shape[0], x.shape[0])
-    for block in _row_blocks(x):
-        # Symmetric: this block computes from its diagonal on, the rest is there already.
-        torch.mm(x[block], x[block.start :].T, out=gram[block, block.start :])
-        gram[block.stop :, block] = gram[block, block.stop :].T
-    return gram
+def _gram_matrices(x: Tensor, own: slice) -> Tensor:
+    """The rows `own` of A A^T and B B^T, (2, N_p, N), for x = (A, B), (2, N, D)."""
+    n = x.shape[1]
+    columns = x.mT
+    if own != slice(0, n):
+        return x[:, own] @ columns
+    grams = x.new_empty(2, n, n)
+    step = _gram_rows(n)
+    for i in range(0, n, step):
+        # Symmetric: compute from the diagonal on, then mirror.
+        rows, rest = slice(i, i + step), slice(i + step, n)
+        torch.bmm(x[:, rows], columns[..., i:], out=grams[:, rows, i:])
+        if i + step < n:
+            grams[:, rest, rows] = grams[:, rows, rest].mT
+    return grams
+
+
+def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
+    """sum(x * y) in float64, without a temporary of their size."""
+    x, y = x.view(-1), y.view(-1)
+    if x.device.type != "cpu" or x.numel() <= _CACHED_ELEMENTS:
+        return torch.dot(x, y).double()
+    blocks = zip(x.split(_CACHED_ELEMENTS), y.split(_CACHED_ELEMENTS))
+    return torch.stack([torch.dot(*block) for block in blocks]).sum(dtype=torch.float64)
 
 
 class _Terms(torch.autograd.Function):
     """(invariance, redundancy) of two views, with normalisation and both products in one node.
 
-    Kept for the backward pass: the normalised views (of all processes in the Gram form) and the two
-    Gram matrices or the one D x D matrix.
+    Kept for the backward pass: the normalised views (of all processes in the Gram form) and either
+    the two Gram matrices or the one D x D matrix.
     """
 
     @staticmethod
     def forward(ctx, z_a, z_b, eps, form, sizes, group, gradient_scale):
         n, world_size = sum(sizes), len(sizes)
         x = z_a.new_empty((2, *z_a.shape), dtype=_compute_dtype(z_a, z_b))
-        inv_std = x.new_empty(2, 1, x.shape[2])
-        variance = torch.empty_like(inv_std)
-        gap = x.new_empty(x.shape[2])
+        variances, gaps = [], []
         with torch.autocast(x.device.type, enabled=False):
             for cols in _column_blocks(x, world_size):
                 block = x[..., cols]
-                block[0].copy_(z_a[:, cols])
-                block[1].copy_(z_b[:, cols])
-                inv_std[..., cols], variance[..., cols] = _normalise_(block, eps, n, group)
-                gap[cols] = (block[0] - block[1]).square_().sum(0)
-            gap = all_reduce_sum_(gap, group) / n
+                variances.append(
+                    _normalise_into(block, (z_a[:, cols], z_b[:, cols]), eps, n, group)
+                )
+                gaps.append((block[0] - block[1]).square_().sum(0))
+            var = torch.cat(variances, -1)
+            gap = all_reduce_sum_(torch.cat(gaps), group) / n
             # C_ii and 1 - C_ii from the mean squared difference of the views: neither loses digits,
             # be the views nearly identical (1 - C_ii small) or nearly collapsed (C_ii small).
-            diagonal = (variance.sum((0, 1)) - gap) / 2
-            shortfall = (inv_std.square().sum((0, 1)) * eps + gap) / 2
+            inv_std = torch.rsqrt(var + eps)
+            inv_var = inv_std.square()
+            diagonal = ((var * inv_var).sum((0, 1)) - gap) / 2
+            shortfall = (inv_var.sum((0, 1)) * eps + gap) / 2
             invariance = shortfall.square().sum(dtype=torch.float64)
 
             own = slice(0, n)
@@ -319,15 +336,14 @@ class _Terms(torch.autograd.Function):
                     x = torch.stack([all_gather_rows(view, sizes, group) for view in x])
                     begin = sum(sizes[: rank(group)])
                     own = slice(begin, begin + z_a.shape[0])
-                products = (_gram_matrix(x[0], own), _gram_matrix(x[1], own))
-                total = all_reduce_sum_(_sum_of_products(*products), group)
+                product = _gram_matrices(x, own)
+                total = all_reduce_sum_(_sum_of_products(*product), group)
                 redundancy = total / n**2 - diagonal.square().sum(dtype=torch.float64)
             else:
-                cross = all_reduce_sum_(x[0].T @ x[1], group)
-                cross.diagonal().zero_()
-                products = (cross,)
-                redundancy = _sum_of_products(cross, cross) / n**2
-        ctx.save_for_backward(x, inv_std, diagonal, shortfall, *products)
+                product = all_reduce_sum_(x[0].T @ x[1], group)
+                product.diagonal().zero_()
+                redundancy = _sum_of_products(product, product) / n**2
+        ctx.save_for_backward(x, inv_std, diagonal, shortfall, product)
         ctx.form, ctx.n, ctx.own, ctx.world_size, ctx.group = form, n, own, world_size, group
         ctx.gradient_scale, ctx.dtypes = gradient_scale, (z_a.dtype, z_b.dtype)
         return invariance.to(x.dtype), redundancy.to(x.dtype)
@@ -335,41 +351,30 @@ class _Terms(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_invariance, grad_redundancy):
-        everyone, inv_std, diagonal, shortfall, *products = ctx.saved_tensors
+        everyone, inv_std, diagonal, shortfall, product = ctx.saved_tensors
         x = everyone[:, ctx.own]
-        scale, n = ctx.gradient_scale, ctx.n
-        # With P = (B B^T A, or N B C^T without its diagonal) 2 / N^2, the gradient with respect to A
-        # is grad_redundancy P + direct B, and with respect to B the same with A and B swapped.
-        grad_redundancy = grad_redundancy * scale
-        direct = shortfall * (grad_invariance * scale)
-        if ctx.form == "gram":
-            direct = direct + diagonal * grad_redundancy
-        direct *= -2 / n
+        n, gram = ctx.n, ctx.form == "gram"
         grad = torch.empty_like(x)
+        # With P = B B^T A (or B C^T N without its diagonal), the gradient with respect to A is
+        # weight P + direct B; with respect to B it is the same with A and B swapped.
+        grad_redundancy = grad_redundancy * ctx.gradient_scale
+        direct = shortfall * (grad_invariance * ctx.gradient_scale)
+        if gram:
+            direct = torch.addcmul(direct, diagonal, grad_redundancy)
+        weight = inv_std * (grad_redundancy * (2 / n**2))
+        direct = inv_std * direct * (-2 / n)
+        # Normalisation takes away the part along each view; the batch mean is zero already.
+        direct_along, weight_along = direct * diagonal, weight / n
         with torch.autocast(x.device.type, enabled=False):
-            if ctx.form == "correlation":
-                torch.mm(x[1], products[0].T, out=grad[0])
-                torch.mm(x[0], products[0], out=grad[1])
+            torch.mm(product[1] if gram else x[1], everyone[0] if gram else product.T, out=grad[0])
+            torch.mm(product[0] if gram else x[0], everyone[1] if gram else product, out=grad[1])
             for cols in _column_blocks(x, ctx.world_size):
                 block, views = grad[..., cols], x[..., cols]
-                if ctx.form == "gram":
-                    torch.mm(products[1], everyone[0, :, cols], out=block[0])
-                    torch.mm(products[0], everyone[1, :, cols], out=block[1])
-                # Normalisation takes away the part along each view; the mean is zero already.
                 along = all_reduce_sum_((block * views).sum(1, keepdim=True), ctx.group)
-                weight = grad_redundancy * (2 / n**2)
-                inverse = inv_std[..., cols]
-                along = (along * (weight / n) + direct[cols] * diagonal[cols]) * inverse
-                cross_weight = direct[cols] * inverse
-                block *= weight * inverse
+                along = torch.addcmul(direct_along[..., cols], along, weight_along[..., cols])
+                block *= weight[..., cols]
                 for i in (0, 1):
-                    block[i].addcmul_(views[1 - i], cross_weight[i])
+                    block[i].addcmul_(views[1 - i], direct[i, :, cols])
                     block[i].addcmul_(views[i], along[i], value=-1)
         grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad, ctx.dtypes))
         return grad_a, grad_b, None, None, None, None, None
-
-
-def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
-    """sum(x * y) of two matrices in float64, without a temporary of their size."""
-    blocks = [torch.dot(x[rows].flatten(), y[rows].flatten()) for rows in _row_blocks(x)]
-    return torch.stack(blocks).sum(dtype=torch.float64)
