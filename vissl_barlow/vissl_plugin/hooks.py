@@ -95,7 +95,9 @@ class BarlowMonitor(ClassyHook):
     def on_update(self, task) -> None:
         if not task.train:
             return
-        self.unreadable += (task.last_batch.sample["data_valid"] != 1).sum()
+        valid = task.last_batch.sample["data_valid"]
+        valid = valid[0] if isinstance(valid, list) else valid  # VISSL 0.1.6 leaves it in its list
+        self.unreadable += (valid != 1).sum()
         if not is_primary():
             return
         # The trainer counts the iteration after this hook.

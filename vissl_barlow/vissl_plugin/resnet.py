@@ -1,5 +1,7 @@
 """`barlow_resnet`: torchvision's ResNet, initialised as torchvision does, as a VISSL trunk."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from vissl.models.model_helpers import (
@@ -58,13 +60,13 @@ class BarlowResNet(nn.Module):
         }
 
     def forward(
-        self, images: torch.Tensor, out_feat_keys: list[str] | None = None
+        self, images: torch.Tensor, out_feat_keys: Sequence[str] = ()
     ) -> list[torch.Tensor]:
         """(N, 3, H, W) to the features named; by default the representations, (N, 512 or 2048)."""
         checkpointing = self.model_config.ACTIVATION_CHECKPOINTING
         return get_trunk_forward_outputs(
             feat=transform_model_input_data_type(images, self.model_config.INPUT_TYPE),
-            out_feat_keys=out_feat_keys,
+            out_feat_keys=list(out_feat_keys or ()),  # VISSL passes None as well
             feature_blocks=self._feature_blocks,
             feature_mapping=self.feat_eval_mapping,
             use_checkpointing=checkpointing.USE_ACTIVATION_CHECKPOINTING,

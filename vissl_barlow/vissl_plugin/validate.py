@@ -31,10 +31,10 @@ def install() -> None:
     """Checks every config VISSL resolves from now on, and prints refusals as one line."""
     resolve = hydra_config.infer_and_assert_hydra_config
 
-    def check_and_resolve(cfg, engine_name):
+    def check_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
         if "BARLOW" in cfg:
-            check(cfg, engine_name)
-        return resolve(cfg, engine_name)
+            check(cfg, *engine_name)
+        return resolve(cfg, *engine_name)
 
     hydra_config.infer_and_assert_hydra_config = check_and_resolve
     show_traceback = sys.excepthook
