@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-DEPTHS = (18, 34, 50, 101, 152)
+from vissl_barlow.resnet import ARCHITECTURES, build_trunk
+
 _VISSL_PREFIX = "_feature_blocks."
 # Left to right towards Detectron2, right to left back; a name that contains another comes first.
 _DETECTRON2_PARTS = (
@@ -237,7 +237,7 @@ def trunk_depth(state_dict: Mapping[str, Tensor]) -> TrunkDepth:
     def names_apart(depth: int) -> int:
         return len(_required(state_dict) ^ _required(_trunk_shapes(depth)))
 
-    depth = min(DEPTHS, key=names_apart)
+    depth = min(ARCHITECTURES, key=names_apart)
     stem = state_dict["conv1.weight"].shape if "conv1.weight" in state_dict else ()
     layout = TrunkDepth(
         depth,
@@ -348,16 +348,8 @@ def _required(names: Iterable[str]) -> set[str]:
 @cache
 def _trunk_shapes(depth: int, small_stem: bool = False, width: int = 1) -> dict[str, tuple]:
     with torch.device("meta"):
-        model = getattr(torchvision.models, f"resnet{depth}")()
-        if small_stem:
-            model.conv1 = nn.Conv2d(3, 64, 3, bias=False)
-    model.fc = nn.Identity()
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    # Every channel but the image's three.
-    return {
-        name: tuple(n if n == 3 else n * width for n in shape[:2]) + shape[2:]
-        for name, shape in shapes.items()
-    }
+        model = build_trunk(depth, small_stem=small_stem, width_multiplier=width)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _misfit(state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> str:
