@@ -7,11 +7,20 @@ and does nothing where that line is right.
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import re
 import types
 
 import numpy as np
 from PIL import Image
+
+_NUMPY_ALIASES = {
+    "data.build": int,
+    "data.datasets.pascal_voc": str,
+    "evaluation.pascal_voc_evaluation": bool,
+    "structures.masks": bool,
+}
 
 
 def _import_transforms() -> None:
@@ -26,13 +35,16 @@ def _import_transforms() -> None:
 
 
 def _restore_numpy_aliases() -> None:
-    """0.6, data/build.py:171 and :175 use `np.int`, which NumPy 1.24 removed."""
-    from detectron2.data import build
+    """0.6 uses names that NumPy 1.24 removed; only those modules' view of NumPy changes.
 
-    if hasattr(np, "int") or "np.int)" not in inspect.getsource(build):
-        return
-    # Only this module's view of NumPy changes.
-    build.np = types.SimpleNamespace(**vars(np), int=int)
+    data/build.py:171 and :175 `np.int`; data/datasets/pascal_voc.py:35 `np.str`;
+    evaluation/pascal_voc_evaluation.py:228 and structures/masks.py:33 `np.bool`, back in NumPy 2.
+    """
+    for name, alias in _NUMPY_ALIASES.items():
+        module = importlib.import_module(f"detectron2.{name}")
+        used = re.search(rf"\bnp\.{alias.__name__}\b", inspect.getsource(module))
+        if used and alias.__name__ not in vars(np):
+            module.np = types.SimpleNamespace(**vars(np), **{alias.__name__: alias})
 
 
 def _wrap_create_ddp_model() -> None:
