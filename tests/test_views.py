@@ -281,15 +281,20 @@ def test_floats_are_normalised(backend):
         np.testing.assert_allclose(view.numpy(), expected, rtol=0, atol=NORMALIZED_ATOL)
 
 
-def test_normalising_on_the_device_ends_where_normalising_at_once_does():
-    p = draws(1)[0]
-    expected = TwoViews(S).apply(FLOWER, p)
-    late = TwoViews(S, normalize_on_device=True).apply(FLOWER, p)
-    torch.testing.assert_close(normalize(late), expected, rtol=0, atol=0)
-    batch = torch.empty(2, 3, S, S)
-    returned = normalize(late.expand(2, -1, -1, -1), IMAGENET_MEAN, IMAGENET_STD, out=batch)
-    assert returned is batch
-    torch.testing.assert_close(batch[1], expected, rtol=0, atol=0)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_normalising_on_the_device_ends_where_normalising_at_once_does(memory_format):
+    p, q = draws(2)
+    expected = torch.stack([TwoViews(S).apply(FLOWER, each) for each in (p, q)])
+    late = TwoViews(S, normalize_on_device=True)
+    views = torch.stack([late.apply(FLOWER, each) for each in (p, q)])
+    views = views.to(memory_format=memory_format)
+    returned = normalize(views)
+    assert returned.is_contiguous(memory_format=memory_format)
+    torch.testing.assert_close(returned, expected, rtol=0, atol=NORMALIZED_ATOL)
+    batch = torch.zeros(2, 2, 3, S, S)
+    assert normalize(views, IMAGENET_MEAN, IMAGENET_STD, out=batch[1]) is not None
+    torch.testing.assert_close(batch[1], expected, rtol=0, atol=NORMALIZED_ATOL)
+    assert not batch[0].any()
 
 
 @pytest.mark.parametrize("backend", ["fast", "pil"])

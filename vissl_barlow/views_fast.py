@@ -4,6 +4,7 @@ Each operation keeps Pillow's arithmetic, including the saturation and the round
 each step, so that a view differs from `backend="pil"` by rounding only. None is an approximation.
 """
 
+import itertools
 import math
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 # ITU-R 601 luminance of red, green and blue, in Pillow's 16-bit fixed point.
-LUMINANCE = np.array([19595, 38470, 7471]) / 65536
+LUMINANCE = (19595 / 65536, 38470 / 65536, 7471 / 65536)
 # Pillow's blends truncate where cv2.transform rounds; half a level less a little, so that a value
 # that is whole in exact arithmetic stays where it is.
 TRUNCATE = -0.499
@@ -45,14 +46,20 @@ def jitter(view: np.ndarray, operation: str, factor: float) -> np.ndarray:
     """One step of the colour jitter on an RGB view: see `ViewParameters.jitter`."""
     if operation == "hue":
         return shift_hue(view, factor)
-    matrix = np.empty((3, 4))
-    matrix[:, :3] = np.eye(3) * factor
-    matrix[:, 3] = TRUNCATE
+    offset = TRUNCATE
+    red = green = blue = 0.0
     if operation == "contrast":
-        mean_luminance = math.floor(np.dot(cv2.mean(view)[:3], LUMINANCE) + 0.5)
-        matrix[:, 3] += (1 - factor) * mean_luminance
+        mean_luminance = sum(w * mean for w, mean in zip(LUMINANCE, cv2.mean(view)))
+        offset += (1 - factor) * math.floor(mean_luminance + 0.5)
     elif operation == "saturation":
-        matrix[:, :3] += (1 - factor) * LUMINANCE
+        red, green, blue = ((1 - factor) * w for w in LUMINANCE)
+    matrix = np.array(
+        [
+            [red + factor, green, blue, offset],
+            [red, green + factor, blue, offset],
+            [red, green, blue + factor, offset],
+        ]
+    )
     return cv2.transform(view, matrix)
 
 
@@ -99,3 +106,13 @@ def planes(view: np.ndarray) -> torch.Tensor:
     else:
         cv2.split(view, list(out))
     return torch.from_numpy(out)
+
+
+def look_up(planes: np.ndarray, tables: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = tables[i % channels][planes[i]] for uint8 `planes` (N, S, S), in one pass.
+
+    A pass for each step of the arithmetic is as fast on an idle machine, but not where all cores
+    share the memory, as a loader's workers do.
+    """
+    for plane, table, target in zip(planes, itertools.cycle(tables), out):
+        cv2.LUT(plane, table, dst=target)
