@@ -1,0 +1,103 @@
+"""Runs VISSL with the plugin: resolves configs here, trains in fresh processes.
+
+Run as a script it is the other end of `train`: `python vissl_runs.py COMPONENTS OVERRIDE...`.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Overrides that let the configs of large runs resolve on a machine without GPUs and ImageNet.
+ANYWHERE = ("config.SLURM.USE_SLURM=true", "config.DATA.TRAIN.DATA_SOURCES=[barlow_digits]")
+# Seconds; ten times what a run here takes on an idle machine, to end one that hangs.
+TIME_LIMIT = 300
+
+
+def resolve(folder: Path, config: str, *overrides: str):
+    """The config VISSL's runner would train with, its checkpoints in `folder`; writes nothing else.
+
+    `config` is a name below `configs/config`; `overrides` are hydra's, as on the command line.
+    """
+    # Order matters to hydra's discovery: the plugin registers where VISSL is imported already.
+    from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
+
+    composed = compose_hydra_configuration(
+        [f"config={config}", f"config.CHECKPOINT.DIR={folder}", *overrides]
+    )
+    _, resolved = convert_to_attrdict(composed, dump_config=False)
+    return resolved
+
+
+def run_engines(
+    folder: Path, *overrides: str, time_limit: float = TIME_LIMIT, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    """`python -m tools.run_distributed_engines OVERRIDE...` in `folder`, as users run it.
+
+    Returns exit status, stdout and stderr, whatever they are; `env` adds to the environment.
+
+    Raises:
+        subprocess.TimeoutExpired: it ran for `time_limit` seconds.
+    """
+    return _python(folder, time_limit, env, "-m", "tools.run_distributed_engines", *overrides)
+
+
+def train(
+    folder: Path, config: str, *overrides: str, components: str, time_limit: float = TIME_LIMIT
+) -> subprocess.CompletedProcess:
+    """Trains `config` under VISSL's trainer in a fresh process, with a test's own components.
+
+    `components` names a module in tests/helpers: importing it registers what it likes, and its
+    `hooks(config)` returns hooks to add to VISSL's. Checkpoints go to `folder`.
+
+    Raises:
+        AssertionError: the run failed; the message is its output.
+        subprocess.TimeoutExpired: it ran for `time_limit` seconds.
+    """
+    arguments = (f"config={config}", f"config.CHECKPOINT.DIR={folder}", *overrides)
+    done = _python(folder, time_limit, None, __file__, components, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def _python(folder, time_limit, env, *arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        # One thread per process: tests share their machine, and sums keep their order.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=time_limit,
+        check=False,
+    )
+
+
+class _Hooks:
+    """VISSL's hooks and those of a test's components; picklable, for spawned workers."""
+
+    def __init__(self, components: str) -> None:
+        self.components = components
+
+    def __call__(self, config) -> list:
+        from vissl.hooks import default_hook_generator
+
+        added = importlib.import_module(self.components).hooks(config)
+        return default_hook_generator(config) + added
+
+
+def _main(components: str, overrides: list[str]) -> None:
+    from vissl.utils.distributed_launcher import launch_distributed
+    from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
+
+    importlib.import_module(components)
+    _, config = convert_to_attrdict(compose_hydra_configuration(overrides))
+    launch_distributed(
+        cfg=config, node_id=0, engine_name="train", hook_generator=_Hooks(components)
+    )
+
+
+if __name__ == "__main__":
+    # Under its own name, so that a spawned worker finds what the config's pickle refers to.
+    importlib.import_module("vissl_runs")._main(sys.argv[1], sys.argv[2:])
