@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,7 +40,6 @@ FORMS = ("auto", "correlation", "gram")
 
 # Elements that elementwise work on the CPU touches at a time, to find them in cache the next time.
 _CACHED_ELEMENTS = 1 << 18
-_MIN_COLUMNS = 64
 # Floating-point operations that take as long as moving one byte from memory, and between processes.
 _OPS_PER_BYTE = 12
 _OPS_PER_BYTE_SENT = 150
@@ -218,13 +217,16 @@ def _checked_batch_sizes(
     return sizes
 
 
-def _column_blocks(x: Tensor, world_size: int) -> Iterator[slice]:
-    # On an accelerator, and where every block would cost a message, one block is the fastest.
-    width = max(x.shape[-1], 1)
-    if world_size == 1 and x.device.type == "cpu":
-        width = max(_MIN_COLUMNS, _CACHED_ELEMENTS * width // max(x.numel(), 1))
-    for begin in range(0, x.shape[-1], width):
-        yield slice(begin, begin + width)
+def _row_blocks(x: Tensor) -> Iterator[slice]:
+    # Kernel launches cost more than a device's memory does, and its cache is larger: one block.
+    n = x.shape[-2]
+    rows = n if x.device.type != "cpu" else max(1, _CACHED_ELEMENTS * n // max(x.numel(), 1))
+    for begin in range(0, max(n, 1), max(rows, 1)):
+        yield slice(begin, begin + rows)
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(Tensor.add_, parts)
 
 
 def _gram_rows(n: int) -> int:
@@ -239,29 +241,42 @@ def _compute_dtype(*views: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, [z.dtype for z in views], torch.float32)
 
 
-def _normalise_into(
+class _Scale(NamedTuple):
+    """`x * factor + shift` is the normalised view of a nearly centred one; each (V, 1, D)."""
+
+    var: Tensor
+    factor: Tensor
+    shift: Tensor
+
+
+def _centre_into(
     x: Tensor, views: Sequence[Tensor], eps: float, n: int, group: ProcessGroup | None
-) -> Tensor:
-    """Writes the normalised views, V of (N_p, D), to x (V, N_p, D); returns var (V, 1, D)."""
+) -> _Scale:
+    """Writes V views (N_p, D), less their means over the global batch, to x (V, N_p, D)."""
     sums = torch.stack([z.sum(0, keepdim=True, dtype=x.dtype) for z in views])
     means = all_reduce_sum_(sums, group) / n
-    for view, z, mean in zip(x, views, means):
-        torch.sub(z, mean, out=view)
+
+    def moments() -> Iterator[Tensor]:
+        for rows in _row_blocks(x):
+            for view, z, mean in zip(x, views, means):
+                torch.sub(z[rows], mean, out=view[rows])
+            block = x[:, rows]
+            yield torch.stack((block.sum(1, keepdim=True), block.square().sum(1, keepdim=True)))
+
     # The mean is off by its rounding, which may be no small part of a small deviation.
-    moments = torch.stack((x.sum(1, keepdim=True), x.square().sum(1, keepdim=True)))
-    rest, power = all_reduce_sum_(moments, group) / n
+    rest, power = all_reduce_sum_(_sum(moments()), group) / n
     var = torch.addcmul(power, rest, rest, value=-1)
-    inv_std = torch.rsqrt(var + eps)
-    torch.addcmul(rest * -inv_std, x, inv_std, out=x)
-    return var
+    factor = torch.rsqrt(var + eps)
+    return _Scale(var, factor, rest.mul_(factor).neg_())
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, eps: float, n: int, group: ProcessGroup | None) -> Tensor:
         x = torch.empty_like(z, dtype=_compute_dtype(z))
-        var = _normalise_into(x[None], [z], eps, n, group)[0]
-        ctx.save_for_backward(x, torch.rsqrt(var + eps))
+        scale = _centre_into(x[None], [z], eps, n, group)
+        torch.addcmul(scale.shift[0], x, scale.factor[0], out=x)
+        ctx.save_for_backward(x, scale.factor[0])
         ctx.n, ctx.group, ctx.dtype = n, group, z.dtype
         return x
 
@@ -312,21 +327,20 @@ class _Terms(torch.autograd.Function):
     def forward(ctx, z_a, z_b, eps, form, sizes, group, gradient_scale):
         n, world_size = sum(sizes), len(sizes)
         x = z_a.new_empty((2, *z_a.shape), dtype=_compute_dtype(z_a, z_b))
-        variances, gaps = [], []
+
+        def gaps(scale: _Scale) -> Iterator[Tensor]:
+            for rows in _row_blocks(x):
+                block = x[:, rows]
+                torch.addcmul(scale.shift, block, scale.factor, out=block)
+                yield (block[0] - block[1]).square_().sum(0)
+
         with torch.autocast(x.device.type, enabled=False):
-            for cols in _column_blocks(x, world_size):
-                block = x[..., cols]
-                variances.append(
-                    _normalise_into(block, (z_a[:, cols], z_b[:, cols]), eps, n, group)
-                )
-                gaps.append((block[0] - block[1]).square_().sum(0))
-            var = torch.cat(variances, -1)
-            gap = all_reduce_sum_(torch.cat(gaps), group) / n
+            scale = _centre_into(x, (z_a, z_b), eps, n, group)
+            gap = all_reduce_sum_(_sum(gaps(scale)), group) / n
             # C_ii and 1 - C_ii from the mean squared difference of the views: neither loses digits,
             # be the views nearly identical (1 - C_ii small) or nearly collapsed (C_ii small).
-            inv_std = torch.rsqrt(var + eps)
-            inv_var = inv_std.square()
-            diagonal = ((var * inv_var).sum((0, 1)) - gap) / 2
+            inv_var = scale.factor.square()
+            diagonal = ((scale.var * inv_var).sum((0, 1)) - gap) / 2
             shortfall = (inv_var.sum((0, 1)) * eps + gap) / 2
             invariance = shortfall.square().sum(dtype=torch.float64)
 
@@ -343,8 +357,8 @@ class _Terms(torch.autograd.Function):
                 product = all_reduce_sum_(x[0].T @ x[1], group)
                 product.diagonal().zero_()
                 redundancy = _sum_of_products(product, product) / n**2
-        ctx.save_for_backward(x, inv_std, diagonal, shortfall, product)
-        ctx.form, ctx.n, ctx.own, ctx.world_size, ctx.group = form, n, own, world_size, group
+        ctx.save_for_backward(x, scale.factor, diagonal, shortfall, product)
+        ctx.form, ctx.n, ctx.own, ctx.group = form, n, own, group
         ctx.gradient_scale, ctx.dtypes = gradient_scale, (z_a.dtype, z_b.dtype)
         return invariance.to(x.dtype), redundancy.to(x.dtype)
 
@@ -363,18 +377,17 @@ class _Terms(torch.autograd.Function):
             direct = torch.addcmul(direct, diagonal, grad_redundancy)
         weight = inv_std * (grad_redundancy * (2 / n**2))
         direct = inv_std * direct * (-2 / n)
-        # Normalisation takes away the part along each view; the batch mean is zero already.
-        direct_along, weight_along = direct * diagonal, weight / n
         with torch.autocast(x.device.type, enabled=False):
             torch.mm(product[1] if gram else x[1], everyone[0] if gram else product.T, out=grad[0])
             torch.mm(product[0] if gram else x[0], everyone[1] if gram else product, out=grad[1])
-            for cols in _column_blocks(x, ctx.world_size):
-                block, views = grad[..., cols], x[..., cols]
-                along = all_reduce_sum_((block * views).sum(1, keepdim=True), ctx.group)
-                along = torch.addcmul(direct_along[..., cols], along, weight_along[..., cols])
-                block *= weight[..., cols]
-                for i in (0, 1):
-                    block[i].addcmul_(views[1 - i], direct[i, :, cols])
-                    block[i].addcmul_(views[i], along[i], value=-1)
+            # Normalisation takes away the part along each view; the batch mean is zero already.
+            parts = ((grad[:, r] * x[:, r]).sum(1, keepdim=True) for r in _row_blocks(x))
+            along = all_reduce_sum_(_sum(parts), ctx.group)
+            along = torch.addcmul(direct * diagonal, along, weight / n).neg_()
+            for rows in _row_blocks(x):
+                block, views = grad[:, rows], x[:, rows]
+                block.mul_(weight).addcmul_(views, along)
+                block[0].addcmul_(views[1], direct[0])
+                block[1].addcmul_(views[0], direct[1])
         grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad, ctx.dtypes))
         return grad_a, grad_b, None, None, None, None, None
