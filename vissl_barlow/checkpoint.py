@@ -59,7 +59,7 @@ class TrunkDepth(NamedTuple):
 
     depth: int
     small_stem: bool
-    width_multiplier: int = 1
+    width_multiplier: float = 1
 
 
 class Trunk(NamedTuple):
@@ -242,7 +242,7 @@ def trunk_depth(state_dict: Mapping[str, Tensor]) -> TrunkDepth:
     layout = TrunkDepth(
         depth,
         small_stem=stem[2:] == (3, 3),
-        width_multiplier=max(1, stem[0] // 64) if len(stem) else 1,
+        width_multiplier=stem[0] / 64 if len(stem) and stem[0] else 1,
     )
     if misfit := _misfit(state_dict, _trunk_shapes(*layout)):
         raise CheckpointError(f"not a ResNet-18/34/50/101/152; against ResNet-{depth}: {misfit}")
@@ -346,7 +346,7 @@ def _required(names: Iterable[str]) -> set[str]:
 
 
 @cache
-def _trunk_shapes(depth: int, small_stem: bool = False, width: int = 1) -> dict[str, tuple]:
+def _trunk_shapes(depth: int, small_stem: bool = False, width: float = 1) -> dict[str, tuple]:
     with torch.device("meta"):
         model = build_trunk(depth, small_stem=small_stem, width_multiplier=width)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -399,7 +399,7 @@ def _convert(source: Path, target: Path, to: str, force: bool) -> str:
     trunk = read_trunk(source)
     save_atomically(_WRITERS[to](trunk.state_dict), target)
     depth, small_stem, width = trunk.layout
-    kind = f"ResNet-{depth}" + (f" x{width}" if width > 1 else "")
+    kind = f"ResNet-{depth}" + (f" x{width:g}" if width != 1 else "")
     kind += " with small stem" if small_stem else ""
     return (
         f"{source} ({trunk.source}: {kind}, {len(trunk.state_dict)} "

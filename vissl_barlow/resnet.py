@@ -1,7 +1,7 @@
 """The trunk (section 2.2): torchvision's ResNets and their initialisation, no classifier."""
 
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Real
 
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -25,7 +25,7 @@ class _Trunk(ResNet):
     """Widens and restems torchvision's ResNet while it is being built, so that its own
     initialisation, the last thing its constructor does, covers what was changed."""
 
-    def __init__(self, *args, width_multiplier: int, small_stem: bool, **kwargs) -> None:
+    def __init__(self, *args, width_multiplier: float, small_stem: bool, **kwargs) -> None:
         self.width_multiplier = width_multiplier
         self.small_stem = small_stem
         super().__init__(*args, **kwargs)
@@ -34,11 +34,11 @@ class _Trunk(ResNet):
     def _make_layer(self, block, planes: int, *args, **kwargs) -> nn.Sequential:
         if not hasattr(self, "layer1"):
             self._adapt_stem()
-        return super()._make_layer(block, planes * self.width_multiplier, *args, **kwargs)
+        return super()._make_layer(block, int(planes * self.width_multiplier), *args, **kwargs)
 
     def _adapt_stem(self) -> None:
         if self.width_multiplier != 1:
-            self.inplanes *= self.width_multiplier
+            self.inplanes = int(self.inplanes * self.width_multiplier)
             self.conv1 = nn.Conv2d(3, self.inplanes, 7, stride=2, padding=3, bias=False)
             self.bn1 = self._norm_layer(self.inplanes)
         if self.small_stem:
@@ -51,7 +51,7 @@ def build_trunk(
     *,
     zero_init_residual: bool = True,
     small_stem: bool = False,
-    width_multiplier: int = 1,
+    width_multiplier: float = 1,
     norm_layer: Callable[[int], nn.Module] | None = None,
 ) -> ResNet:
     """A ResNet from images (N, 3, H, W) to representations (N, R), R = `representation_dim(...)`.
@@ -64,15 +64,21 @@ def build_trunk(
         zero_init_residual: start the last batch normalisation of each residual branch at 0, so
             that every block starts as its shortcut.
         small_stem: a 3 x 3 convolution of stride 1 and no pooling, for images of 32 x 32 pixels.
-        width_multiplier: multiplies every channel count, the representation's too.
+        width_multiplier: multiplies every channel count, the representation's too; the narrowest
+            layer's, 64 times it, must be a whole number.
         norm_layer: normalisation given a channel count; default `nn.BatchNorm2d`.
 
     Raises:
-        ValueError: unknown depth, or a width multiplier that is not a positive integer.
+        ValueError: unknown depth, or a width multiplier that leaves no whole number of channels.
     """
     block, layers = _architecture(depth)
-    if not isinstance(width_multiplier, Integral) or width_multiplier < 1:
-        raise ValueError(f"width_multiplier={width_multiplier!r} must be a positive integer")
+    if not isinstance(width_multiplier, Real) or not (
+        width_multiplier > 0 and float(64 * width_multiplier).is_integer()
+    ):
+        raise ValueError(
+            f"width_multiplier={width_multiplier!r} must be positive and a multiple of 1/64: the "
+            "narrowest layer has 64 channels at width 1"
+        )
     return _Trunk(
         block,
         layers,
@@ -83,7 +89,7 @@ def build_trunk(
     )
 
 
-def representation_dim(depth: int, width_multiplier: int = 1) -> int:
+def representation_dim(depth: int, width_multiplier: float = 1) -> int:
     """Dimensions of the representation: 512 for depths 18 and 34, 2048 from 50 on, at width 1."""
     block, _ = _architecture(depth)
-    return 512 * block.expansion * width_multiplier
+    return int(512 * block.expansion * width_multiplier)

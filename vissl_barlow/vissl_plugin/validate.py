@@ -228,12 +228,11 @@ def _check_model(cfg) -> None:
     options = heads[0][1]
     key = "MODEL.HEAD.PARAMS"
     if cfg.MODEL.TRUNK.NAME == "barlow_resnet":
+        trunk = cfg.MODEL.TRUNK.RESNETS
         try:
-            representation = representation_dim(cfg.MODEL.TRUNK.RESNETS.DEPTH)
+            representation = representation_dim(trunk.DEPTH, trunk.WIDTH_MULTIPLIER)
         except ValueError as error:
-            depth = cfg.MODEL.TRUNK.RESNETS.DEPTH
-            raise ConfigError("MODEL.TRUNK.RESNETS.DEPTH", depth, str(error)) from None
-        representation *= cfg.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER
+            raise ConfigError("MODEL.TRUNK.RESNETS.DEPTH", trunk.DEPTH, str(error)) from None
         if options["in_dim"] != representation:
             raise ConfigError(
                 key,
