@@ -10,10 +10,14 @@ import os
 
 import torch
 
+from vissl_barlow.checkpoint import save_atomically
+
 
 def apply() -> None:
     """Applies every mend to the imported VISSL."""
     for mend in (
+        checkpoints_written_atomically,
+        newest_checkpoint_linked_atomically,
         resume_without_a_regular_checkpoint,
         broadcast_checkpoints_without_copying_bytewise,
         tensorboard_with_several_learning_rates,
@@ -40,6 +44,36 @@ def _wrap(owner, name: str):
         return replacement
 
     return install
+
+
+def checkpoints_written_atomically() -> None:
+    """classy_vision/generic/util.py:350, `torch.save(state, f)` into the final file.
+
+    Always broken: a run killed while it saves leaves half a checkpoint under the name of a whole one.
+    """
+    from vissl.utils import checkpoint
+
+    @_wrap(checkpoint, "save_checkpoint")
+    def save_checkpoint(original, checkpoint_folder, state, checkpoint_file):
+        os.makedirs(checkpoint_folder, exist_ok=True)
+        path = os.path.join(checkpoint_folder, checkpoint_file)
+        save_atomically(state, path)
+        return path
+
+
+def newest_checkpoint_linked_atomically() -> None:
+    """vissl/utils/io.py:40, `g_pathmgr.exists(file2)` before the link is removed and made anew.
+
+    Always broken: with a relative CHECKPOINT.DIR the link dangles, is taken for absent and never
+    moves on; a kill between the two steps leaves no link at all.
+    """
+    from vissl.utils import checkpoint
+
+    @_wrap(checkpoint, "create_file_symlink")
+    def create_file_symlink(original, file1, file2):
+        temporary = f"{file2}.{os.getpid()}.tmp"
+        os.symlink(os.path.relpath(file1, os.path.dirname(file2)), temporary)
+        os.replace(temporary, file2)
 
 
 def resume_without_a_regular_checkpoint() -> None:
@@ -71,7 +105,7 @@ def broadcast_checkpoints_without_copying_bytewise() -> None:
     if hasattr(vissl_checkpoint.load_and_broadcast_checkpoint, "mended_by"):
         return
 
-    def load_and_broadcast_checkpoint(checkpoint_path, device=torch.device("cpu")):
+    def load_and_broadcast_checkpoint(checkpoint_path, device):
         checkpoint = load_checkpoint(checkpoint_path, device) if is_primary() else None
         if get_world_size() == 1:
             return checkpoint

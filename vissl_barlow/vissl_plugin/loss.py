@@ -13,9 +13,7 @@ class BarlowLoss(ClassyLoss):
     `embedding_dim` is checked against the projector before training starts (validate.py).
     """
 
-    def __init__(
-        self, *, lambda_: float, eps: float, form: str, reference_world_size: int
-    ) -> None:
+    def __init__(self, *, lambda_: float, eps: float, form: str, reference_world_size: int) -> None:
         super().__init__()
         self.options = {
             "lambda_": lambda_,

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from vissl.utils import hydra_config
 
+from vissl_barlow.checkpoint import read_checkpoint
 from vissl_barlow.images import UnreadableImage, read_image
 from vissl_barlow.paths import config_folder
 from vissl_barlow.resnet import representation_dim
@@ -284,8 +285,7 @@ def _check_checkpoints(cfg) -> None:
     path = get_resume_checkpoint(cfg, checkpoint_folder=folder)
     if path is None or not os.path.isfile(path):
         return
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    saved = checkpoint["classy_state_dict"]["base_model"]["model"]
+    saved = read_checkpoint(path)["classy_state_dict"]["base_model"]["model"]
     seed = cfg.MODEL.get("_MODEL_INIT_SEED", cfg.SEED_VALUE)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         cfg.MODEL["_MODEL_INIT_SEED"] = seed
