@@ -62,51 +62,6 @@ def _ddp_update(rank, dtype, form, reference_world_size):
     return grad, after - before, torch.stack(terms).detach()
 
 
-def _ddp_updates(rank):
-    return {
-        (dtype, form, reference): _ddp_update(rank, dtype, form, reference)
-        for dtype in DTYPES
-        for form in FORMS
-        for reference in (1, 32)
-    }
-
-
-@pytest.fixture(scope="module", params=sorted(SPLITS))
-def updates(request):
-    """Per process: (dtype, form, reference_world_size) -> (gradient, update, terms)."""
-    return run_gloo(_ddp_updates, request.param)
-
-
-def _relative_error(got, expected):
-    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("form", FORMS)
-def test_update_does_not_depend_on_the_number_of_processes(updates, form, dtype):
-    expected, expected_terms = _reference_update()
-    for result in updates:
-        grad, update, terms = result[dtype, form, 1]
-        assert _relative_error(grad * -LR, expected) < RTOL[dtype]
-        # The update in float32 has lost digits to the weights it was added to.
-        update_rtol = RTOL[dtype] if dtype == torch.float64 else 1e-5
-        assert _relative_error(update, expected) < update_rtol
-        torch.testing.assert_close(
-            terms.double(), expected_terms, rtol=RTOL[dtype], atol=0, msg=f"{terms}"
-        )
-        assert torch.equal(terms, updates[0][dtype, form, 1][2])
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("form", FORMS)
-def test_reference_world_size_scales_the_gradient_and_nothing_else(updates, form, dtype):
-    for result in updates:
-        true_grad, _, true_terms = result[dtype, form, 1]
-        grad, _, terms = result[dtype, form, 32]
-        assert torch.equal(grad * 32, true_grad)  # a power of two: exact
-        assert torch.equal(terms, true_terms)
-
-
 def _building_blocks(rank):
     world_size = distributed.world_size()
     sizes = distributed.batch_sizes(SPLITS[world_size][rank])
@@ -119,9 +74,65 @@ def _building_blocks(rank):
     return sizes, gathered, z_a.grad, c.detach(), z_b.grad
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_building_blocks_on_processes_equal_one_process(world_size):
-    results = run_gloo(_building_blocks, world_size)
+def _refusal_of_a_batch_of_one(rank):
+    z = torch.randn(1 if rank == 0 else 0, 3)
+    with pytest.raises(ValueError, match=r"global batch has 1 row") as refusal:
+        barlow_twins_loss(z, z)
+    return str(refusal.value)
+
+
+def _everything(rank):
+    """Processes are slow to start: one start for all that is asked of them."""
+    results = {
+        (dtype, form, reference): _ddp_update(rank, dtype, form, reference)
+        for dtype in DTYPES
+        for form in FORMS
+        for reference in (1, 32)
+    }
+    results["building blocks"] = _building_blocks(rank)
+    results["refusal"] = _refusal_of_a_batch_of_one(rank)
+    return results
+
+
+@pytest.fixture(scope="module", params=sorted(SPLITS))
+def processes(request):
+    """Per process: (dtype, form, reference_world_size) -> (gradient, update, terms), and others."""
+    return run_gloo(_everything, request.param)
+
+
+def _relative_error(got, expected):
+    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_update_does_not_depend_on_the_number_of_processes(processes, form, dtype):
+    expected, expected_terms = _reference_update()
+    for result in processes:
+        grad, update, terms = result[dtype, form, 1]
+        assert _relative_error(grad * -LR, expected) < RTOL[dtype]
+        # The update in float32 has lost digits to the weights it was added to.
+        update_rtol = RTOL[dtype] if dtype == torch.float64 else 1e-5
+        assert _relative_error(update, expected) < update_rtol
+        torch.testing.assert_close(
+            terms.double(), expected_terms, rtol=RTOL[dtype], atol=0, msg=f"{terms}"
+        )
+        assert torch.equal(terms, processes[0][dtype, form, 1][2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_reference_world_size_scales_the_gradient_and_nothing_else(processes, form, dtype):
+    for result in processes:
+        true_grad, _, true_terms = result[dtype, form, 1]
+        grad, _, terms = result[dtype, form, 32]
+        assert torch.equal(grad * 32, true_grad)  # a power of two: exact
+        assert torch.equal(terms, true_terms)
+
+
+def test_building_blocks_on_processes_equal_one_process(processes):
+    world_size = len(processes)
+    results = [result["building blocks"] for result in processes]
     z_a, z_b = (view.requires_grad_() for view in _images(torch.float64))
     a, b = ((z - z.mean(0)) / (z.var(0, unbiased=False) + 1e-5).sqrt() for z in (z_a, z_b))
     (a.pow(4) * torch.arange(1, IN_DIM + 1)).sum().backward()
@@ -138,15 +149,8 @@ def test_building_blocks_on_processes_equal_one_process(world_size):
     torch.testing.assert_close(grad_b, world_size * z_b.grad, rtol=1e-9, atol=1e-11)
 
 
-def _too_few_rows(rank):
-    z = torch.randn(1 - rank, 3)
-    with pytest.raises(ValueError, match=r"global batch has 1 row"):
-        barlow_twins_loss(z, z)
-    return True
-
-
-def test_global_batch_of_one_is_refused_on_every_process():
-    assert run_gloo(_too_few_rows, 2) == [True, True]
+def test_global_batch_of_one_is_refused_on_every_process(processes):
+    assert all("raise the batch size" in result["refusal"] for result in processes)
 
 
 def test_one_process_without_a_group_communicates_nothing():
