@@ -97,7 +97,7 @@ def barlow_twins_loss(
             f"reference_world_size={reference_world_size} must be at least 1: give the number of "
             "processes whose gradient scale is wanted, 1 for the true gradient"
         )
-    sizes = _checked_batch_sizes(z_a, z_b, eps, group)
+    sizes = checked_batch_sizes(z_a, z_b, eps, group)
     if form == "auto":
         form = choose_form(sum(sizes), z_a.shape[1], len(sizes))
     gradient_scale = len(sizes) / reference_world_size
@@ -116,7 +116,7 @@ def cross_correlation(
     Raises:
         ValueError: as `barlow_twins_loss`.
     """
-    sizes = _checked_batch_sizes(z_a, z_b, eps, group)
+    sizes = checked_batch_sizes(z_a, z_b, eps, group)
     a, b = (_Normalise.apply(z, eps, sum(sizes), group) for z in (z_a, z_b))
     with torch.autocast(a.device.type, enabled=False):
         return all_reduce_sum(a.T @ b / sum(sizes), group)
@@ -132,7 +132,7 @@ def normalise(z: Tensor, *, eps: float = 1e-5, group: ProcessGroup | None = None
     Raises:
         ValueError: as `barlow_twins_loss`.
     """
-    sizes = _checked_batch_sizes(z, z, eps, group)
+    sizes = checked_batch_sizes(z, z, eps, group)
     return _Normalise.apply(z, eps, sum(sizes), group)
 
 
@@ -191,9 +191,14 @@ def _gram_operations(n: int, d: int) -> float:
     return sum(2 * min(step, n - i) * (n - i) * d for i in range(0, n, step))
 
 
-def _checked_batch_sizes(
+def checked_batch_sizes(
     z_a: Tensor, z_b: Tensor, eps: float, group: ProcessGroup | None
 ) -> tuple[int, ...]:
+    """`distributed.batch_sizes` of two views that can be normalised along the batch.
+
+    Raises:
+        ValueError: as `barlow_twins_loss`.
+    """
     for name, z in (("z_a", z_a), ("z_b", z_b)):
         if z.ndim != 2:
             raise ValueError(
