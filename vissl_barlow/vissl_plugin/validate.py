@@ -259,8 +259,13 @@ def _check_components(cfg) -> None:
     from vissl.data.ssl_transforms import get_transform
 
     name = cfg.LOSS.name
+
+    def compute_loss():
+        views = torch.eye(4), torch.eye(4).flip(0)  # the functions check their options when called
+        build_loss({"name": name, **cfg.LOSS[name]})(list(views), None)
+
     for key, build in (
-        (f"LOSS.{name}", lambda: build_loss({"name": name, **cfg.LOSS[name]})),
+        (f"LOSS.{name}", compute_loss),
         ("OPTIMIZER", lambda: build_optimizer(cfg.OPTIMIZER).prepare([torch.zeros(1)])),
         ("DATA.TRAIN.TRANSFORMS", lambda: get_transform(cfg.DATA.TRAIN.TRANSFORMS)),
     ):
