@@ -235,6 +235,16 @@ def test_crops_are_distributed_as_torchvisions(height, width):
     assert area.pvalue > KS_PVALUE
 
 
+def test_the_crops_ratio_is_uniform_in_its_logarithm():
+    # A share of the area so small that no crop is refused; several hundred pixels a side.
+    crops = [
+        p.crop
+        for p in draws(2000, height=5000, width=5000, crop_scale=(0.01, 0.01), crop_ratio=(0.25, 4))
+    ]
+    log_ratios = [math.log(width / height, 4) for _, _, height, width in crops]
+    assert stats.kstest(log_ratios, stats.uniform(-1, 2).cdf).pvalue > KS_PVALUE
+
+
 def test_the_jitter_is_distributed_as_torchvisions():
     strengths = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.2, "hue": 0.1}
     torch.manual_seed(0)
