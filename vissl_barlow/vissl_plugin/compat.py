@@ -15,6 +15,8 @@ from vissl_barlow.checkpoint import save_atomically
 
 def apply() -> None:
     """Applies every mend to the imported VISSL."""
+    from vissl_barlow.vissl_plugin.compat_evaluation import EVALUATION_MENDS  # it needs `wrap`
+
     for mend in (
         checkpoints_written_atomically,
         newest_checkpoint_linked_atomically,
@@ -25,11 +27,12 @@ def apply() -> None:
         profiler_output_folder,
         profiler_stops_once,
         data_paths_without_label_paths,
+        *EVALUATION_MENDS,
     ):
         mend()
 
 
-def _wrap(owner, name: str):
+def wrap(owner, name: str):
     """Replaces `owner.name` by the decorated function, which gets the original as first argument."""
 
     def install(replacement):
@@ -53,7 +56,7 @@ def checkpoints_written_atomically() -> None:
     """
     from vissl.utils import checkpoint
 
-    @_wrap(checkpoint, "save_checkpoint")
+    @wrap(checkpoint, "save_checkpoint")
     def save_checkpoint(original, checkpoint_folder, state, checkpoint_file):
         os.makedirs(checkpoint_folder, exist_ok=True)
         path = os.path.join(checkpoint_folder, checkpoint_file)
@@ -69,7 +72,7 @@ def newest_checkpoint_linked_atomically() -> None:
     """
     from vissl.utils import checkpoint
 
-    @_wrap(checkpoint, "create_file_symlink")
+    @wrap(checkpoint, "create_file_symlink")
     def create_file_symlink(original, file1, file2):
         temporary = f"{file2}.{os.getpid()}.tmp"
         os.symlink(os.path.relpath(file1, os.path.dirname(file2)), temporary)
@@ -86,7 +89,7 @@ def resume_without_a_regular_checkpoint() -> None:
 
     for module in (checkpoint, distributed_launcher):
 
-        @_wrap(module, "get_resume_checkpoint")
+        @wrap(module, "get_resume_checkpoint")
         def get_resume_checkpoint(original, cfg, checkpoint_folder):
             path = original(cfg, checkpoint_folder)
             return None if path == f"{checkpoint_folder}/None" else path
@@ -148,7 +151,7 @@ def tensorboard_with_several_learning_rates() -> None:
     """
     from vissl.hooks.tensorboard_hook import SSLTensorboardHook
 
-    @_wrap(SSLTensorboardHook, "on_update")
+    @wrap(SSLTensorboardHook, "on_update")
     def on_update(original, hook, task):
         rates = task.optimizer.options_view.lr
         if not isinstance(rates, list):
@@ -174,7 +177,7 @@ def tensorboard_log_dir() -> None:
     """
     from vissl.utils import tensorboard
 
-    @_wrap(tensorboard, "get_tensorboard_dir")
+    @wrap(tensorboard, "get_tensorboard_dir")
     def get_tensorboard_dir(original, cfg):
         setup = cfg.HOOKS.TENSORBOARD_SETUP
         if setup.LOG_DIR in ("", "."):
@@ -191,7 +194,7 @@ def profiler_output_folder() -> None:
     """
     from vissl.hooks.profiling_hook import ProfilingHook
 
-    @_wrap(ProfilingHook, "__init__")
+    @wrap(ProfilingHook, "__init__")
     def init(original, hook, profiling_config):
         os.makedirs(profiling_config.OUTPUT_FOLDER, exist_ok=True)
         original(hook, profiling_config)
@@ -204,13 +207,13 @@ def profiler_stops_once() -> None:
     """
     from vissl.hooks.profiling_hook import ProfilingHook
 
-    @_wrap(ProfilingHook, "_dump_runtime_profiling_results")
+    @wrap(ProfilingHook, "_dump_runtime_profiling_results")
     def dump(original, hook, stop_profiler=False):
         if not getattr(hook, "runtime_profile_written", False):
             hook.runtime_profile_written = stop_profiler
             original(hook, stop_profiler)
 
-    @_wrap(ProfilingHook, "_runtime_tracking")
+    @wrap(ProfilingHook, "_runtime_tracking")
     def track(original, hook, iteration, task):
         if not getattr(hook, "runtime_profile_written", False):
             original(hook, iteration, task)
@@ -224,7 +227,7 @@ def data_paths_without_label_paths() -> None:
     """
     from vissl.data import dataset_catalog
 
-    @_wrap(dataset_catalog, "get_data_files")
+    @wrap(dataset_catalog, "get_data_files")
     def get_data_files(original, split, dataset_config):
         section = dataset_config[split]
         if len(section.DATA_PATHS) > 0 and len(section.LABEL_PATHS) == 0:

@@ -16,6 +16,8 @@ _COMPONENTS = (
     "schedule",
     "views",
     "data",
+    "linear",
+    "weights",
 )
 _registered = False
 
