@@ -24,6 +24,7 @@ from vissl.data import GenericSSLDataset, build_dataset
 
 from vissl_barlow.figures import draw_pretraining
 from vissl_barlow.probe import probe_accuracy
+from vissl_barlow.vissl_plugin.byol import BarlowTargetHook
 
 METRICS_FILE = "barlow.jsonl"
 PROBE_FILE = "barlow_probe.json"
@@ -39,7 +40,9 @@ def install() -> None:
 
     def add_loss_and_barlow_hooks(hooks, loss_cfg, cfg):
         hooks = add_loss_hooks(hooks, loss_cfg, cfg)
-        if "BARLOW" in cfg and cfg.MODEL.BASE_MODEL_NAME == "barlow_twins_model":
+        if "BARLOW" in cfg and cfg.MODEL.BASE_MODEL_NAME.startswith("barlow_"):
+            if cfg.MODEL.BASE_MODEL_NAME == "barlow_byol_model":
+                hooks.append(BarlowTargetHook(cfg.MODEL.TARGET_MOMENTUM))
             hooks.append(BarlowMonitor())
             if cfg.BARLOW.PROBE.KIND:
                 hooks.append(BarlowProbe(cfg.BARLOW.PROBE.KIND, cfg.BARLOW.PROBE.EVERY_EPOCHS))
@@ -121,7 +124,7 @@ class BarlowMonitor(ClassyHook):
             "invariance": invariance,
             "redundancy": redundancy,
             "lr": lr,
-            "lr_bias": lr * task.optimizer.options_view.bias_lr_scale,
+            "lr_bias": lr * getattr(task.optimizer.options_view, "bias_lr_scale", 1.0),
             "images_per_second": task.get_global_batchsize() / seconds_per_step,
             "unreadable_images": int(self.unreadable),
         }
@@ -215,7 +218,7 @@ class BarlowProbe(ClassyHook):
         draw_pretraining(
             figure,
             history,
-            task.base_loss.options["lambda_"],
+            task.base_loss.options.get("lambda_", 1.0),
             np.load(self.folder / CORRELATION_FILE),
             self._correlation(task),
             f"{results['pretrained trunk']:.1%} {self.kind} probe after {task.num_epochs} epochs "

@@ -12,6 +12,8 @@ _COMPONENTS = (
     "projector",
     "resnet",
     "twins_model",
+    "objectives",
+    "byol",
     "lars",
     "schedule",
     "views",

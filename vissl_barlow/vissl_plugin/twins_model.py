@@ -1,8 +1,16 @@
-"""`barlow_twins_model`: the twin forward, each view its own pass."""
+"""`barlow_twins_model`: the twin forward, each view its own pass; `barlow_asymmetric_twins_model`."""
 
 import torch
 from vissl.models import register_model
 from vissl.models.base_ssl_model import BaseSSLMultiInputOutputModel
+from vissl.models.heads import register_model_head
+
+from vissl_barlow.vissl_plugin.projector import BarlowProjector
+
+
+def is_pair_of_views(batch) -> bool:
+    """Whether `batch` is what `barlow_collator` makes: a tensor (2, N, C, H, W)."""
+    return isinstance(batch, torch.Tensor) and batch.ndim == 5
 
 
 @register_model("barlow_twins_model")
@@ -15,10 +23,41 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
     """
 
     def forward(self, batch):
-        if isinstance(batch, torch.Tensor) and batch.ndim == 5:
+        if is_pair_of_views(batch):
             return [self._embed(view) for view in batch.unbind(0)]
         return super().forward(batch)
 
     def _embed(self, view: torch.Tensor) -> torch.Tensor:
         embeddings = self.single_input_forward(view, self._output_feature_names, self.heads)
         return embeddings[0]
+
+
+@register_model_head("barlow_predictor")
+class BarlowPredictor(BarlowProjector):
+    """A predictor, from embeddings to embeddings: a projector in all but its place, second."""
+
+
+class BarlowPredictingTwins(BarlowTwinsModel):
+    """Twins whose first head is the projector; the second, where there is one, is a predictor."""
+
+    def _embed(self, view: torch.Tensor) -> torch.Tensor:
+        return self.single_input_forward(view, self._output_feature_names, self.heads[:1])[0]
+
+    def _predict(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return self.heads[1](embeddings) if len(self.heads) > 1 else embeddings
+
+
+@register_model("barlow_asymmetric_twins_model")
+class BarlowAsymmetricTwinsModel(BarlowPredictingTwins):
+    """Table 6: in training, view A passes a predictor and view B a stop-gradient, either or both.
+
+    Config: a second head, `barlow_predictor`, is the predictor; `config.MODEL.STOP_GRADIENT` is true
+    or false. Outside training it is `barlow_twins_model`.
+    """
+
+    def forward(self, batch):
+        outputs = super().forward(batch)
+        if not (self.training and is_pair_of_views(batch)):
+            return outputs
+        z_a, z_b = outputs
+        return [self._predict(z_a), z_b.detach() if self.model_config.STOP_GRADIENT else z_b]
