@@ -6,7 +6,6 @@ import argparse
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,18 +70,27 @@ def median_ratio(reference: Sequence[float], ours: Sequence[float]) -> float:
     return median(reference) / median(ours)
 
 
+def _resident_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
 def _measure_peak(queue, setup: Callable, args: tuple) -> None:
     call = setup(*args)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Forget the peak that imports and setup reached.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident_kib("VmRSS")
     call()
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put((_resident_kib("VmHWM") - before) / 1024)
 
 
 def peak_extra_mib(setup: Callable[..., Callable[[], Any]], *args: Any) -> float:
     """MiB of resident memory that one call adds at its peak, in a fresh process.
 
     `setup(*args)`, a module-level function, makes the inputs and returns the call to measure; what
-    it allocates itself is not counted, unless it frees more than the call then needs.
+    it allocates itself is not counted. Linux only.
     """
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
