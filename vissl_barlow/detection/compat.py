@@ -55,8 +55,6 @@ def _wrap_create_ddp_model() -> None:
     from detectron2.engine import defaults
 
     create_ddp_model = defaults.create_ddp_model
-    if hasattr(create_ddp_model, "__wrapped__"):
-        return
 
     @functools.wraps(create_ddp_model)
     def without_device_ids_on_cpu(model, **kwargs):
@@ -67,11 +65,23 @@ def _wrap_create_ddp_model() -> None:
     defaults.create_ddp_model = without_device_ids_on_cpu
 
 
-def mend() -> None:
-    """Applies every mend; safe to call again."""
-    _import_transforms()
-    _restore_numpy_aliases()
-    _wrap_create_ddp_model()
+def _distributed_worker(*args) -> None:
+    importlib.import_module("detectron2.engine.launch")._detectron2s_worker(*args)
 
 
-mend()
+def _start_processes_here() -> None:
+    """0.6, engine/launch.py:68 starts a function of its own, so a child imports Detectron2 unmended.
+
+    Ours is found through this module, which the child therefore imports first.
+    """
+    transform = importlib.import_module("detectron2.data.transforms.transform")
+    if "Image.LINEAR" in inspect.getsource(transform):
+        launch = importlib.import_module("detectron2.engine.launch")
+        launch._detectron2s_worker = launch._distributed_worker
+        launch._distributed_worker = _distributed_worker
+
+
+_import_transforms()
+_restore_numpy_aliases()
+_wrap_create_ddp_model()
+_start_processes_here()
