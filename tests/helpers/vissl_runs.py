@@ -13,6 +13,8 @@ from pathlib import Path
 ANYWHERE = ("config.SLURM.USE_SLURM=true", "config.DATA.TRAIN.DATA_SOURCES=[barlow_digits]")
 # Seconds; ten times what a run here takes on an idle machine, to end one that hangs.
 TIME_LIMIT = 300
+# Characters of each stream in the message of a failed run: VISSL prints its whole config.
+SHOWN = 5000
 
 
 def resolve(folder: Path, config: str, *overrides: str):
@@ -44,20 +46,29 @@ def run_engines(
 
 
 def train(
-    folder: Path, config: str, *overrides: str, components: str, time_limit: float = TIME_LIMIT
+    folder: Path,
+    config: str,
+    *overrides: str,
+    components: str,
+    time_limit: float = TIME_LIMIT,
+    env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
     """Trains `config` under VISSL's trainer in a fresh process, with a test's own components.
 
     `components` names a module in tests/helpers: importing it registers what it likes, and its
-    `hooks(config)` returns hooks to add to VISSL's. Checkpoints go to `folder`.
+    `hooks(config)` returns hooks to add to VISSL's. Checkpoints go to `folder`. Returns exit status,
+    stdout and stderr, whatever they are; `env` adds to the environment.
 
     Raises:
-        AssertionError: the run failed; the message is its output.
         subprocess.TimeoutExpired: it ran for `time_limit` seconds.
     """
     arguments = (f"config={config}", f"config.CHECKPOINT.DIR={folder}", *overrides)
-    done = _python(folder, time_limit, None, __file__, components, *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
+    return _python(folder, time_limit, env, __file__, components, *arguments)
+
+
+def succeeded(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    """`done` if its exit status is 0, else an AssertionError with the end of its output."""
+    assert done.returncode == 0, done.stdout[-SHOWN:] + done.stderr[-SHOWN:]
     return done
 
 
