@@ -152,8 +152,8 @@ def test_checkpoint_of_another_model(tmp_path):
             "blurp",
         ),
         (
-            "config.OPTIMIZER.param_schedulers.lr.end_value=0.5",
-            "config.OPTIMIZER.param_schedulers.lr.end_value=0.5:",
+            "config.OPTIMIZER.param_schedulers.lr.end_value=5",
+            "config.OPTIMIZER.param_schedulers.lr.end_value=5:",
             "start_value",
         ),
     ],
