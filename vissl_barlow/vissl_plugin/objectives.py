@@ -31,6 +31,10 @@ class TermsLoss(ClassyLoss):
                 f"{compute.__name__} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}"
             )
         self.compute = compute
+        # Outputs this loss can be tried on before training starts.
+        positional = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        rows = self.options.get("sub_batch_size") or 8
+        self.example = [torch.eye(rows, 2).roll(i, 0) for i in range(len(positional))]
         # Detached terms of the newest batch, on the device: whoever logs them chooses when to wait.
         self.terms: LossTerms | None = None
 

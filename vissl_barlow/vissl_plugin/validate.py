@@ -35,6 +35,8 @@ def install() -> None:
     def check_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
         if "BARLOW" in cfg:
             check(cfg, *engine_name)
+        else:
+            _check_fit(cfg)
         return resolve(cfg, *engine_name)
 
     hydra_config.infer_and_assert_hydra_config = check_and_resolve
@@ -222,8 +224,16 @@ def _check_folder(cfg, split: str, key: str, folder: str) -> None:
         )
 
 
+def _check_fit(cfg) -> None:
+    from vissl_barlow.vissl_plugin import validate_twins
+
+    validate_twins.check_fit(cfg)
+
+
 def _check_model(cfg) -> None:
-    heads = [head for head in cfg.MODEL.HEAD.PARAMS if head and head[0] == "barlow_projector"]
+    _check_fit(cfg)
+    projectors = ("barlow_projector", "barlow_normalised_projector")
+    heads = [head for head in cfg.MODEL.HEAD.PARAMS if head and head[0] in projectors]
     if not heads:
         return
     options = heads[0][1]
@@ -239,7 +249,7 @@ def _check_model(cfg) -> None:
                 key,
                 cfg.MODEL.HEAD.PARAMS,
                 f"the trunk's representations have {representation} dimensions; set "
-                f"barlow_projector's in_dim to {representation}",
+                f"{heads[0][0]}'s in_dim to {representation}",
             )
     loss = cfg.LOSS.get(cfg.LOSS.name) or {}
     embedding_dim = loss.get("embedding_dim")
@@ -261,8 +271,9 @@ def _check_components(cfg) -> None:
     name = cfg.LOSS.name
 
     def compute_loss():
-        views = torch.eye(4), torch.eye(4).flip(0)  # the functions check their options when called
-        build_loss({"name": name, **cfg.LOSS[name]})(list(views), None)
+        loss = build_loss({"name": name, **cfg.LOSS[name]})
+        # The functions check their options when called.
+        loss(getattr(loss, "example", [torch.eye(4), torch.eye(4).flip(0)]), None)
 
     for key, build in (
         (f"LOSS.{name}", compute_loss),
