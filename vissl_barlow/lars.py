@@ -1,0 +1,142 @@
+"""LARS (You et al., 2017) as the paper uses it (section 2.2): 1-D parameters, which are the biases and
+the batch normalisation parameters, are excluded from adaptation and decay and have their own rate.
+
+Built on torch's foreach operations: few kernels, no temporaries, no waiting for a device.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Elements per dot product: short enough that float32 sums stay exact to about 1e-7.
+NORM_PIECE = 2**20
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling with momentum.
+
+    For a parameter p of two dimensions or more with gradient g, all norms Euclidean:
+
+        d = g + weight_decay p
+        q = trust_coefficient |p| / |d|, or 1 where |p| or |d| is 0
+        m = momentum m + q d
+        p = p - lr m
+
+    and for one of at most one dimension m = momentum m + g, p = p - lr bias_lr_scale m.
+    Every hyper-parameter may differ between parameter groups. Where `weight_decay` is not 0, `step`
+    turns `.grad` of the weights into d, in place: read gradients before it, and take one step per
+    backward pass. `torch.amp.GradScaler` unscales before it steps, so the two agree.
+
+    Args:
+        params: parameters, or dicts of parameter groups.
+        lr: learning rate of the weights; the paper's is 0.2 times batch size / 256 at its peak.
+        momentum: in [0, 1).
+        weight_decay: at least 0; the paper's is 1.5e-6.
+        trust_coefficient: above 0.
+        bias_lr_scale: what `lr` is multiplied by for 1-D parameters; the paper's is 0.0048 / 0.2.
+
+    Raises:
+        ValueError: a hyper-parameter outside its range, or, in `step`, a sparse gradient.
+    """
+
+    def __init__(
+        self,
+        params,
+        lr: float,
+        *,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 1e-3,
+        bias_lr_scale: float = 1.0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+            "bias_lr_scale": bias_lr_scale,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group; hyper-parameters it lacks are the optimizer's. Raises as the class does."""
+        options = {**self.defaults, **param_group}
+        for name in ("lr", "weight_decay", "bias_lr_scale"):
+            _check(options, name, "0 or more", lambda value: value >= 0)
+        _check(options, "momentum", "in [0, 1)", lambda value: 0 <= value < 1)
+        _check(options, "trust_coefficient", "above 0", lambda value: value > 0)
+        super().add_param_group(param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """One update; returns what `closure`, if given, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.layout != torch.strided:
+                    raise ValueError(
+                        f"LARS needs dense gradients, got {p.grad.layout} for a parameter of shape "
+                        f"{tuple(p.shape)}; build its layer with sparse=False"
+                    )
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                alike[p.ndim > 1, p.device, p.dtype].append((p, p.grad, state["momentum_buffer"]))
+            for (is_weight, *_), triples in alike.items():
+                update = _update_weights if is_weight else _update_biases
+                update(*map(list, zip(*triples)), group)
+        return loss
+
+
+def _check(
+    options: dict[str, Any], name: str, range_: str, accepts: Callable[[Real], bool]
+) -> None:
+    value = options[name]
+    if not isinstance(value, Real) or not math.isfinite(value) or not accepts(value):
+        raise ValueError(f"LARS: {name}={value!r} must be a finite number, {range_}")
+
+
+def _update_weights(
+    params: list[Tensor], grads: list[Tensor], momenta: list[Tensor], group: dict[str, Any]
+) -> None:
+    if group["weight_decay"]:
+        torch._foreach_add_(grads, params, alpha=group["weight_decay"])
+    param_norms, update_norms = _norms(params), _norms(grads)
+    trust = group["trust_coefficient"] * param_norms / update_norms
+    trust = torch.where((param_norms > 0) & (update_norms > 0), trust, 1.0)
+    torch._foreach_mul_(momenta, group["momentum"])
+    torch._foreach_addcmul_(momenta, grads, trust.unbind())
+    torch._foreach_add_(params, momenta, alpha=-group["lr"])
+
+
+def _update_biases(
+    params: list[Tensor], grads: list[Tensor], momenta: list[Tensor], group: dict[str, Any]
+) -> None:
+    torch._foreach_mul_(momenta, group["momentum"])
+    torch._foreach_add_(momenta, grads)
+    torch._foreach_add_(params, momenta, alpha=-group["lr"] * group["bias_lr_scale"])
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    """Euclidean norms of K tensors of one device and dtype, (K,), in float32 or wider."""
+    dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+    if not tensors[0].is_cpu:
+        return torch.stack(torch._foreach_norm(tensors, dtype=dtype))
+    # On CPU torch's norm takes twice as long as dot products, and in float32 it is 0.5% short for
+    # 8192 x 8192.
+    squares = []
+    for tensor in tensors:
+        pieces = (piece.to(dtype) for piece in tensor.reshape(-1).split(NORM_PIECE))
+        squares.append(sum(torch.dot(piece, piece) for piece in pieces))
+    return torch.stack(squares).sqrt()
