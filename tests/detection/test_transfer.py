@@ -173,6 +173,8 @@ def test_coco_trains_boxes_and_masks(data, checkpoints, tmp_path):
         (("DATASETS.TEST", "('voc_2007_val',)"), "voc_2007_val is missing: expected"),
         (("DATASETS.TEST", "('nowhere',)"), "'nowhere' is not registered"),
         (("SOLVER.NO_SUCH_KEY", "1"), "SOLVER.NO_SUCH_KEY"),
+        (("SOLVER.BASE_LR", "fast"), "config key: SOLVER.BASE_LR"),
+        (("MODEL.ROI_HEADS.NAME", "Nobodys"), "cannot be built: \"No object named 'Nobodys'"),
         (("--resume",), "--resume: flags go before"),
     ],
 )

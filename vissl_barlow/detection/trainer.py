@@ -119,8 +119,9 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     try:
         cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(f"config {args.config_file} with {args.opts}: {error.args[0]}") from error
+    except Exception as error:  # of yaml, yacs or fvcore, each with kinds and layouts of its own
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config {args.config_file} with {args.opts}: {reason}") from error
     if args.scale_batch_and_lr:
         cfg.SOLVER.REFERENCE_WORLD_SIZE = REFERENCE_WORLD_SIZE
         cfg = DefaultTrainer.auto_scale_workers(cfg, args.num_gpus * args.num_machines)
@@ -166,7 +167,10 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    model = TransferTrainer.build_model(cfg)
+    try:
+        model = TransferTrainer.build_model(cfg)
+    except (AssertionError, KeyError) as error:
+        raise ValueError(f"the model of {args.config_file} cannot be built: {error}") from error
     if args.eval_only:
         StrictCheckpointer(model).load(path)
     else:
