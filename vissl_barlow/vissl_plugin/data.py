@@ -6,6 +6,7 @@ takes its place, and the sample is marked in `data_valid`, which the monitor cou
 
 import logging
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,38 @@ def list_images(folder: str | os.PathLike) -> list[str]:
     return images
 
 
-class BarlowImageFolder(Dataset):
+class BarlowSource(Dataset):
+    """What the sources share: views are drawn from the seed, the epoch and the image alone.
+
+    VISSL's transform runs right after `__getitem__`, in the same process, and draws from `random`.
+    Seeding it here makes each view independent of the number of loader workers and of where a run
+    was interrupted.
+    """
+
+    def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
+        self.seed, self.epoch = cfg.SEED_VALUE, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by VISSL's task before each epoch's loader starts."""
+        self.epoch = epoch
+
+    def num_samples(self) -> int:
+        return len(self)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
+        # Three numbers side by side in one integer: no two (seed, epoch, image) share it.
+        random.seed((self.seed << 80) + (self.epoch << 48) + index)
+        return self.read(index)
+
+
+class BarlowImageFolder(BarlowSource):
     """VISSL data source over the images below a folder, labelled by their top-level sub-folder.
 
     Each item is `(image, valid)`, the image an (H, W, 3) uint8 RGB array.
     """
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
+        super().__init__(cfg, data_source, path, split, dataset_name)
         self.root = path
         # One array of bytes instead of a million strings: a loader's workers unpickle it at once.
         self.names = np.array([os.fsencode(name) for name in list_images(path)], dtype=np.bytes_)
@@ -56,9 +82,6 @@ class BarlowImageFolder(Dataset):
 
     def __len__(self) -> int:
         return len(self.names)
-
-    def num_samples(self) -> int:
-        return len(self)
 
     def get_image_paths(self) -> list[str]:
         return [self._path(index) for index in range(len(self))]
@@ -69,7 +92,7 @@ class BarlowImageFolder(Dataset):
         index = {folder: label for label, folder in enumerate(sorted(set(folders)))}
         return [index[folder] for folder in folders]
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
+    def read(self, index: int) -> tuple[np.ndarray, bool]:
         for attempt in range(min(len(self), MAX_CONSECUTIVE_UNREADABLE)):
             path = self._path((index + attempt) % len(self))
             try:
@@ -89,22 +112,20 @@ class BarlowImageFolder(Dataset):
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
 
-class BarlowDigits(Dataset):
+class BarlowDigits(BarlowSource):
     """VISSL data source over scikit-learn's digits; the path is ignored."""
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
+        super().__init__(cfg, data_source, path, split, dataset_name)
         self.images, self.labels = digits(split.lower())
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def num_samples(self) -> int:
-        return len(self)
-
     def get_labels(self) -> list[int]:
         return self.labels.tolist()
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
+    def read(self, index: int) -> tuple[np.ndarray, bool]:
         return self.images[index], True
 
 

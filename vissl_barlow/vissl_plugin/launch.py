@@ -18,6 +18,8 @@ _COMPONENTS = (
     "schedule",
     "views",
     "data",
+    "task",
+    "train_step",
     "linear",
     "weights",
 )

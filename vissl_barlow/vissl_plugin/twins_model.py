@@ -1,6 +1,7 @@
 """`barlow_twins_model`: the twin forward, each view its own pass; `barlow_asymmetric_twins_model`."""
 
 import torch
+from torch import nn
 from vissl.models import register_model
 from vissl.models.base_ssl_model import BaseSSLMultiInputOutputModel
 from vissl.models.heads import register_model_head
@@ -28,8 +29,14 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
         return super().forward(batch)
 
     def _embed(self, view: torch.Tensor) -> torch.Tensor:
-        embeddings = self.single_input_forward(view, self._output_feature_names, self.heads)
-        return embeddings[0]
+        representations = self.trunk(view, self._output_feature_names)
+        # The newest view's, for whoever watches them; nothing is computed from this.
+        self.representations = representations[0].detach()
+        return self.heads_forward(representations, self._projector_heads)[0]
+
+    @property
+    def _projector_heads(self) -> nn.ModuleList:
+        return self.heads
 
 
 @register_model_head("barlow_predictor")
@@ -40,8 +47,9 @@ class BarlowPredictor(BarlowProjector):
 class BarlowPredictingTwins(BarlowTwinsModel):
     """Twins whose first head is the projector; the second, where there is one, is a predictor."""
 
-    def _embed(self, view: torch.Tensor) -> torch.Tensor:
-        return self.single_input_forward(view, self._output_feature_names, self.heads[:1])[0]
+    @property
+    def _projector_heads(self) -> nn.ModuleList:
+        return self.heads[:1]
 
     def _predict(self, embeddings: torch.Tensor) -> torch.Tensor:
         return self.heads[1](embeddings) if len(self.heads) > 1 else embeddings
