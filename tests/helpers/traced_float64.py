@@ -13,8 +13,6 @@ TRACE_FILE = "trace.pt"
 # Environment variable: the iteration, counted from 1, after which the run is killed.
 KILL_AFTER = "TRACED_RUN_KILL_AFTER"
 
-torch.set_default_dtype(torch.float64)
-
 
 @register_transform("TracedFloat64")
 class TracedFloat64(ClassyTransform):
@@ -47,4 +45,6 @@ class Trace(ClassyHook):
 
 
 def hooks(config) -> list[ClassyHook]:
+    # VISSL asks for the hooks before it builds the model; importing this module changes nothing.
+    torch.set_default_dtype(torch.float64)
     return [Trace()]
