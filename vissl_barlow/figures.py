@@ -53,3 +53,42 @@ def draw_pretraining(
         )
     figure.colorbar(image, ax=(first, last), shrink=0.85)
     figure.savefig(path, dpi=110)
+
+
+def draw_accuracies(
+    path: str | os.PathLike,
+    lines: dict[str, Sequence[tuple[str, Sequence[float]]]],
+    x_label: str,
+    y_label: str,
+    title: str,
+) -> None:
+    """Accuracy against what was varied, one panel per series, every run a point (Figures 2 to 5).
+
+    Args:
+        path: of the PNG.
+        lines: series to its points, (value, accuracies of its runs in %). The axis is logarithmic where
+            all values are numbers more than tenfold apart, else by name.
+        x_label, y_label, title: x_label names the first series' axis, the others name theirs.
+    """
+    figure = Figure(figsize=(5.5 * len(lines) + 1, 4.4), layout="constrained")
+    figure.suptitle(title)
+    for axes, (series, points) in zip(
+        figure.subplots(1, len(lines), squeeze=False)[0], lines.items()
+    ):
+        names = [name for name, _ in points]
+        try:
+            positions = [float(name) for name in names]
+        except ValueError:
+            positions = list(range(len(names)))
+            axes.set_xticks(positions, names, rotation=20, ha="right")
+        else:
+            if max(positions) > 10 * min(positions) > 0:
+                axes.set_xscale("log")
+            axes.set_xticks(positions, names, rotation=45)
+            axes.minorticks_off()
+        axes.plot(positions, [np.mean(accuracies) for _, accuracies in points], color="black")
+        for position, (_, accuracies) in zip(positions, points):
+            axes.plot([position] * len(accuracies), accuracies, "o", color="tab:blue", alpha=0.6)
+        axes.set(xlabel=x_label if series == next(iter(lines)) else series, ylabel=y_label)
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,25 @@
+"""`python -m vissl_barlow.reproduce NAME`: lists, runs, resumes or submits a table or a figure."""
+
+import argparse
+import sys
+
+from vissl_barlow.reproduce import ablations
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs what the command line asks for; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vissl_barlow.reproduce", description=__doc__)
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name in ablations.study_names():
+        study = names.add_parser(name, help=ablations.load_study(name, "imagenet")[0]["title"])
+        ablations.add_arguments(study)
+        study.set_defaults(run=ablations.run)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options.name, options)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
