@@ -57,15 +57,21 @@ def install() -> None:
 
 def check(cfg, engine_name: str = "train") -> None:
     """Raises ConfigError for the first thing in `cfg` that cannot work."""
+    from vissl_barlow.vissl_plugin.validate_evaluation import check_evaluation
+
     _check_devices(cfg)
     _check_checkpoint_folder(cfg)
+    splits = []
     if engine_name == "train" and not cfg.TEST_ONLY:
         _check_batch(cfg)
         _check_schedule(cfg)
         _check_data(cfg, "TRAIN")
+        splits.append("TRAIN")
     if cfg.TEST_MODEL or cfg.TEST_ONLY or engine_name != "train":
         _check_data(cfg, "TEST")
+        splits.append("TEST")
     _check_model(cfg)
+    check_evaluation(cfg, splits)
     _check_checkpoints(cfg)
 
 
@@ -290,9 +296,17 @@ def _check_components(cfg) -> None:
             raise ConfigError(key, value, str(error)) from None
 
 
+def model_on_meta(cfg):
+    """The model `cfg` would train, without memory or values: for names and shapes."""
+    from vissl.models import build_model
+
+    cfg.MODEL["_MODEL_INIT_SEED"] = cfg.MODEL.get("_MODEL_INIT_SEED", cfg.SEED_VALUE)
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return build_model(cfg.MODEL, cfg.OPTIMIZER)
+
+
 def _check_checkpoints(cfg) -> None:
     """A checkpoint of another model must not be found out after hours in the queue."""
-    from vissl.models import build_model
     from vissl.utils.checkpoint import get_resume_checkpoint, is_training_finished
 
     folder = cfg.CHECKPOINT.DIR
@@ -302,10 +316,7 @@ def _check_checkpoints(cfg) -> None:
     if path is None or not os.path.isfile(path):
         return
     saved = read_checkpoint(path)["classy_state_dict"]["base_model"]["model"]
-    seed = cfg.MODEL.get("_MODEL_INIT_SEED", cfg.SEED_VALUE)
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        cfg.MODEL["_MODEL_INIT_SEED"] = seed
-        model = build_model(cfg.MODEL, cfg.OPTIMIZER)
+    model = model_on_meta(cfg)
     built = model.get_classy_state()["model"]
     for part in ("trunk", "heads"):
         ours = {name: tuple(tensor.shape) for name, tensor in built[part].items()}
