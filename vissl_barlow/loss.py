@@ -39,7 +39,9 @@ logger = logging.getLogger(__name__)
 FORMS = ("auto", "correlation", "gram")
 
 # Elements that elementwise work on the CPU touches at a time, to find them in cache the next time.
-_CACHED_ELEMENTS = 1 << 18
+_CACHED_ELEMENTS = 1 << 17
+# Columns of a matrix product at a time where its factor is made for it: the fewest at full speed.
+_PRODUCT_COLUMNS = 1024
 # Floating-point operations that take as long as moving one byte from memory, and between processes.
 _OPS_PER_BYTE = 12
 _OPS_PER_BYTE_SENT = 150
@@ -321,6 +323,32 @@ def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([torch.dot(*block) for block in blocks]).sum(dtype=torch.float64)
 
 
+def _sums_of_squares(x: Tensor) -> Tensor:
+    """Sums of the squares of a square matrix over rows and over columns, (2, 1, D)."""
+    over_columns = []
+
+    def over_rows() -> Iterator[Tensor]:
+        for rows in _row_blocks(x):
+            squares = x[rows].square()
+            over_columns.append(squares.sum(1))
+            yield squares.sum(0)
+
+    total = _sum(over_rows())
+    return torch.stack((torch.cat(over_columns), total))[:, None]
+
+
+def _weighted_products_into(
+    out: Tensor, x: Tensor, matrix: Tensor, weight: Tensor, diagonal: Tensor
+) -> None:
+    """out = x (matrix * weight + diag(diagonal)), by columns: no second D x D matrix."""
+    d = matrix.shape[0]
+    for begin in range(0, d, _PRODUCT_COLUMNS):
+        cols = slice(begin, begin + _PRODUCT_COLUMNS)
+        weighted = matrix[:, cols] * weight[:, cols]
+        weighted.diagonal(-begin).add_(diagonal[0, cols])
+        torch.mm(x, weighted, out=out[:, cols])
+
+
 class _Terms(torch.autograd.Function):
     """(invariance, redundancy) of two views, with normalisation and both products in one node.
 
@@ -358,11 +386,13 @@ class _Terms(torch.autograd.Function):
                 product = _gram_matrices(x, own)
                 total = all_reduce_sum_(_sum_of_products(*product), group)
                 redundancy = total / n**2 - diagonal.square().sum(dtype=torch.float64)
+                along = None
             else:
                 product = all_reduce_sum_(x[0].T @ x[1], group)
                 product.diagonal().zero_()
-                redundancy = _sum_of_products(product, product) / n**2
-        ctx.save_for_backward(x, scale.factor, diagonal, shortfall, product)
+                along = _sums_of_squares(product)
+                redundancy = along[0].sum(dtype=torch.float64) / n**2
+        ctx.save_for_backward(x, scale.factor, diagonal, shortfall, product, along)
         ctx.form, ctx.n, ctx.own, ctx.group = form, n, own, group
         ctx.gradient_scale, ctx.dtypes = gradient_scale, (z_a.dtype, z_b.dtype)
         return invariance.to(x.dtype), redundancy.to(x.dtype)
@@ -370,29 +400,37 @@ class _Terms(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_invariance, grad_redundancy):
-        everyone, inv_std, diagonal, shortfall, product = ctx.saved_tensors
+        everyone, inv_std, diagonal, shortfall, product, along = ctx.saved_tensors
         x = everyone[:, ctx.own]
-        n, gram = ctx.n, ctx.form == "gram"
+        n = ctx.n
         grad = torch.empty_like(x)
-        # With P = B B^T A (or B C^T N without its diagonal), the gradient with respect to A is
-        # weight P + direct B; with respect to B it is the same with A and B swapped.
+        # With P = B B^T A (or N B C^T without its diagonal), the gradient with respect to z_a is
+        # weight P + direct B, less its part along A, which normalisation takes away (its mean over
+        # the batch is zero already). For z_b it is the same with A and B swapped.
         grad_redundancy = grad_redundancy * ctx.gradient_scale
         direct = shortfall * (grad_invariance * ctx.gradient_scale)
-        if gram:
+        if ctx.form == "gram":
             direct = torch.addcmul(direct, diagonal, grad_redundancy)
         weight = inv_std * (grad_redundancy * (2 / n**2))
         direct = inv_std * direct * (-2 / n)
+
+        def remove(along: Tensor) -> Tensor:
+            return torch.addcmul(direct * diagonal, along, weight / n).neg_()
+
         with torch.autocast(x.device.type, enabled=False):
-            torch.mm(product[1] if gram else x[1], everyone[0] if gram else product.T, out=grad[0])
-            torch.mm(product[0] if gram else x[0], everyone[1] if gram else product, out=grad[1])
-            # Normalisation takes away the part along each view; the batch mean is zero already.
-            parts = ((grad[:, r] * x[:, r]).sum(1, keepdim=True) for r in _row_blocks(x))
-            along = all_reduce_sum_(_sum(parts), ctx.group)
-            along = torch.addcmul(direct * diagonal, along, weight / n).neg_()
-            for rows in _row_blocks(x):
-                block, views = grad[:, rows], x[:, rows]
-                block.mul_(weight).addcmul_(views, along)
-                block[0].addcmul_(views[1], direct[0])
-                block[1].addcmul_(views[0], direct[1])
+            if ctx.form == "gram":
+                torch.mm(product[1], everyone[0], out=grad[0])
+                torch.mm(product[0], everyone[1], out=grad[1])
+                parts = ((grad[:, r] * x[:, r]).sum(1, keepdim=True) for r in _row_blocks(x))
+                removed = remove(all_reduce_sum_(_sum(parts), ctx.group))
+                for rows in _row_blocks(x):
+                    block, views = grad[:, rows], x[:, rows]
+                    block.mul_(weight).addcmul_(views, removed)
+                    block[0].addcmul_(views[1], direct[0])
+                    block[1].addcmul_(views[0], direct[1])
+            else:
+                _weighted_products_into(grad[0], x[1], product.T, weight[0], direct[0])
+                _weighted_products_into(grad[1], x[0], product, weight[1], direct[1])
+                grad.addcmul_(x, remove(along))
         grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad, ctx.dtypes))
         return grad_a, grad_b, None, None, None, None, None
