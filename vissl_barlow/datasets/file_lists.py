@@ -1,0 +1,35 @@
+"""VISSL's file lists: `<split>_images.npy`, the images' paths, and `<split>_labels.npy`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+class DatasetError(ValueError):
+    """Files that are not the data set they should be; the message says what was expected."""
+
+
+def write_file_lists(
+    folder: str | os.PathLike, split: str, images: Sequence[str], labels: Sequence[int]
+) -> None:
+    """Writes both lists of `split` into `folder`, which is made; plain arrays, no pickles.
+
+    The images come last: where they are, the labels are whole.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {"labels": np.asarray(labels, dtype=np.int64), "images": np.asarray(images, dtype=str)}
+    for kind, array in arrays.items():
+        path = folder / f"{split}_{kind}.npy"
+        # A list cut short by a kill would pass for a smaller data set.
+        partial = path.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+        os.replace(partial, path)
+
+
+def listed(names: Sequence[str], shown: int = 3) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
