@@ -23,13 +23,14 @@ OVERRIDES = (
     "config.DATA.TRAIN.DATASET_NAMES=[barlow_digits]",
     "config.DATA.TRAIN.TRANSFORMS=[{name:BarlowTwoViews,size:32},{name:TracedFloat64}]",
     "config.DATA.NUM_DATALOADER_WORKERS=0",
+    "config.DATA.PIN_MEMORY=false",
     f"config.MODEL.TRUNK.RESNETS={{DEPTH:18,WIDTH_MULTIPLIER:{R / 512}}}",
     f"config.MODEL.HEAD.PARAMS=[[barlow_projector,{{in_dim:{R},dims:[{D},{D},{D}]}}]]",
     f"config.LOSS.barlow_loss.embedding_dim={D}",
     "config.MODEL.AMP_PARAMS.USE_AMP=false",
     "config.MACHINE.DEVICE=cpu",
     "config.DISTRIBUTED={BACKEND:gloo,NUM_NODES:1,NUM_PROC_PER_NODE:1}",
-    "config.CHECKPOINT.CHECKPOINT_FREQUENCY=2",
+    "config.CHECKPOINT.CHECKPOINT_FREQUENCY=2",  # after the first epoch, the third and the last
 )
 # Relative to how far a parameter moved in 20 steps. The same operations in another order end up
 # 1e-13 apart; the least of the recipe's numbers, the weight decay, is worth 1e-7.
@@ -38,8 +39,8 @@ RTOL = 1e-10
 EPS = torch.finfo(torch.float64).eps
 
 
-def pretrain(folder, **env):
-    return train(folder, CONFIG, *OVERRIDES, components="traced_float64", env=env)
+def pretrain(folder, *overrides, **env):
+    return train(folder, CONFIG, *OVERRIDES, *overrides, components="traced_float64", env=env)
 
 
 @pytest.fixture(scope="module")
@@ -125,16 +126,17 @@ def test_twenty_steps_are_algorithm_1s(uninterrupted):
         assert error <= RTOL * moved + EPS * start.norm(), f"{name}: {error / moved:.1e}"
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="VISSL's checkpoints lack the random state the views are drawn from",
-)
-def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, tmp_path):
-    killed = pretrain(tmp_path, **{KILL_AFTER: str(STEPS // EPOCHS + 2)})
+# Checkpoints after epochs only, or every three steps too: the second epoch is steps 6 to 10.
+@pytest.mark.parametrize(("every_steps", "resumed_at"), [(-1, 5), (3, 6)])
+def test_a_killed_run_resumes_to_the_same_weights(every_steps, resumed_at, uninterrupted, tmp_path):
+    command = (tmp_path, f"config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY={every_steps}")
+    killed = pretrain(*command, **{KILL_AFTER: "8"})
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / FINAL_CHECKPOINT).exists()
-    succeeded(pretrain(tmp_path))
+    succeeded(pretrain(*command))
 
+    inputs = torch.load(tmp_path / TRACE_FILE, weights_only=True)["inputs"]
+    assert len(inputs) == STEPS - resumed_at
     once, twice = load_final(uninterrupted), load_final(tmp_path)
     for part in ("base_model", "optimizer"):
         torch.testing.assert_close(twice[part], once[part], rtol=0, atol=0)
