@@ -154,7 +154,10 @@ def computed_sent(name: str, n: int, d: int, processes: int) -> float:
 
 
 def draw_scaling(path, times: dict, memory: dict) -> None:
-    """Time, memory and bytes sent (rows) against N, D and processes (columns)."""
+    """Time, memory and bytes sent (rows) against N, D and processes (columns).
+
+    One process sends nothing, which a logarithmic axis leaves out.
+    """
     columns = {
         f"N (D = {FIXED_D})": (BATCHES, lambda n, p: (n, FIXED_D, p)),
         f"D (N = {FIXED_N})": (WIDTHS, lambda d, p: (FIXED_N, d, p)),
@@ -182,9 +185,10 @@ def draw_scaling(path, times: dict, memory: dict) -> None:
                     for value, (n, d, p) in zip(x, sizes)
                     if p == 1 and name in measured.get((n, d), {})
                 ]
-                axis.plot(*(zip(*points) if points else ((), ())), "o", color=colour)
+                if points:
+                    axis.plot(*zip(*points), "o", color=colour)
             note = f"; {processes} processes" if processes > 1 and x is not PROCESSES else ""
-            axis.set(xscale="log", yscale="symlog" if measured == {} else "log", title=label + note)
+            axis.set(xscale="log", yscale="log", title=label + note)
             axis.set_xticks(x, [str(value) for value in x], rotation=30)
             axis.minorticks_off()
         axes[0].set_ylabel(resource)
