@@ -8,6 +8,7 @@ are computed from the counts of operations and bytes.
 import importlib
 from collections.abc import Callable
 from functools import partial
+from math import nan
 
 import matplotlib
 import torch
@@ -172,7 +173,7 @@ def draw_scaling(path, times: dict, memory: dict) -> None:
     rows = {
         "time (s)": (1, times, lambda name, *s: computed_operations(name, *s) / speed[name]),
         "memory of a process (MiB)": (1, memory, lambda *s: computed_memory(*s) / MIB),
-        "sent by a process (MiB)": (FIXED_PROCESSES, {}, lambda *s: computed_sent(*s) / MIB),
+        "sent by a process (MiB)": (FIXED_PROCESSES, {}, lambda *s: computed_sent(*s) / MIB or nan),
     }
     figure, grid = plt.subplots(len(rows), len(columns), figsize=(13, 10), sharex="col")
     for axes, (resource, (processes, measured, compute)) in zip(grid, rows.items()):
