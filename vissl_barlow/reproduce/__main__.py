@@ -3,13 +3,17 @@
 import argparse
 import sys
 
-from vissl_barlow.reproduce import ablations
+from vissl_barlow.reproduce import ablations, transfer
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs what the command line asks for; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m vissl_barlow.reproduce", description=__doc__)
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
+    for name in transfer.table_names():
+        table = names.add_parser(name, help=transfer.load_table(name).title)
+        transfer.add_arguments(table, name)
+        table.set_defaults(run=transfer.run)
     for name in ablations.study_names():
         study = names.add_parser(name, help=ablations.load_study(name, "imagenet")[0]["title"])
         ablations.add_arguments(study)

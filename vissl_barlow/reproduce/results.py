@@ -1,0 +1,38 @@
+"""What finished experiments came to, read from the files that VISSL and its tools leave."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+
+def read_accuracy(path: Path) -> dict[str, float] | None:
+    """Test accuracy in % after the last epoch, from VISSL's metrics.json; None while there is none.
+
+    VISSL saves its final checkpoint before the last test: the checkpoint alone does not tell that a
+    run has come to its end.
+    """
+    config = path.parent / "train_config.yaml"
+    if not (path.exists() and config.exists()):
+        return None
+    last = yaml.safe_load(config.read_text())["OPTIMIZER"]["num_epochs"] - 1
+    meters = {}
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        if entry["train_phase_idx"] == last:
+            meters = entry.get("test_accuracy_list_meter", meters)
+    # One layer is tested: {"top_1": {"res5avg": 73.2}, "top_5": ...}.
+    accuracies = {name.replace("_", "-"): next(iter(m.values())) for name, m in meters.items()}
+    return accuracies or None
+
+
+def read_mean_average_precision(path: Path) -> dict[str, float] | None:
+    """mAP in % from the SVM tool's test_ap.json; None while there is none."""
+    return {"mAP": 100 * json.loads(path.read_text())["mAP"]} if path.exists() else None
+
+
+READERS: dict[str, Callable[[Path], dict[str, float] | None]] = {
+    "accuracy": read_accuracy,
+    "mean_average_precision": read_mean_average_precision,
+}
