@@ -1,7 +1,7 @@
 """LARS (You et al., 2017) as the paper uses it (section 2.2): 1-D parameters, which are the biases and
 the batch normalisation parameters, are excluded from adaptation and decay and have their own rate.
 
-Built on torch's foreach operations: few kernels, no temporaries, no waiting for a device.
+Built on torch's foreach and fused operations: few kernels, no temporaries, no waiting for a device.
 """
 
 import math
@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-# Elements per dot product: float32 norms are within 1e-7 for random values, 1e-5 for equal ones.
-NORM_PIECE = 2**17
 
 
 class LARS(torch.optim.Optimizer):
@@ -115,6 +112,22 @@ def _update_weights(
     param_norms, update_norms = _norms(params), _norms(grads)
     trust = group["trust_coefficient"] * param_norms / update_norms
     trust = torch.where((param_norms > 0) & (update_norms > 0), trust, 1.0)
+    if _fusable(params, grads, momenta) and group["momentum"] > 0:
+        # One pass over memory in place of three. SGD's m is momentum m + (1 - dampening) d.
+        for p, d, m, q in zip(params, grads, momenta, trust.tolist()):
+            torch._fused_sgd_(
+                [p],
+                [d],
+                [m],
+                weight_decay=0.0,
+                momentum=group["momentum"],
+                lr=group["lr"],
+                dampening=1 - q,
+                nesterov=False,
+                maximize=False,
+                is_first_step=False,
+            )
+        return
     torch._foreach_mul_(momenta, group["momentum"])
     torch._foreach_addcmul_(momenta, grads, trust.unbind())
     torch._foreach_add_(params, momenta, alpha=-group["lr"])
@@ -128,14 +141,16 @@ def _update_biases(
     torch._foreach_add_(params, momenta, alpha=-group["lr"] * group["bias_lr_scale"])
 
 
+def _fusable(*tensor_lists: list[Tensor]) -> bool:
+    # On other devices the fused kernel would wait for the ratios; it walks memory, not indices.
+    return all(t.is_cpu and t.is_contiguous() for tensors in tensor_lists for t in tensors)
+
+
 def _norms(tensors: list[Tensor]) -> Tensor:
     """Euclidean norms of K tensors of one device and dtype, (K,), in float32 or wider."""
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     if not tensors[0].is_cpu:
         return torch.stack(torch._foreach_norm(tensors, dtype=dtype))
-    # On CPU torch's norm is slower than dot products, and in float32 0.5% short for 8192 x 8192.
-    squares = []
-    for tensor in tensors:
-        pieces = (piece.to(dtype) for piece in tensor.reshape(-1).split(NORM_PIECE))
-        squares.append(sum(torch.dot(piece, piece) for piece in pieces))
-    return torch.stack(squares).sqrt()
+    # Row by row: the float32 norm of all 8192 x 8192 elements at once is 0.5% short on CPU.
+    rows = [torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=dtype) for t in tensors]
+    return torch.stack([torch.linalg.vector_norm(norms) for norms in rows])
