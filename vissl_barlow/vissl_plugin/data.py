@@ -63,7 +63,7 @@ class BarlowSource(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
         # Three numbers side by side in one integer: no two (seed, epoch, image) share it.
-        random.seed((self.seed << 80) + (self.epoch << 48) + index)
+        random.seed((self.seed << 80) + (self.epoch << 48) + int(index))
         return self.read(index)
 
 
