@@ -33,8 +33,10 @@ $(INSTALLED): setup.py constraints.txt
 quickstart: $(INSTALLED)
 	$(RUN) -m tools.run_distributed_engines $(QUICKSTART) config.CHECKPOINT.DIR=quickstart
 
+# One test process per core, one thread each: threads that wait for each other on a busy core cost
+# more than they bring.
 test: $(INSTALLED)
-	$(RUN) -m pytest -m "not gpu and not detectron2" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadscope -m "not gpu and not detectron2" $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
