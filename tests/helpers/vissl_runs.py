@@ -42,7 +42,19 @@ def run_engines(
     Raises:
         subprocess.TimeoutExpired: it ran for `time_limit` seconds.
     """
-    return _python(folder, time_limit, env, "-m", "tools.run_distributed_engines", *overrides)
+    module = "tools.run_distributed_engines"
+    return run_module(folder, module, *overrides, time_limit=time_limit, env=env)
+
+
+def run_module(
+    folder: Path,
+    module: str,
+    *arguments: str,
+    time_limit: float = TIME_LIMIT,
+    env: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess:
+    """`python -m MODULE ARGUMENT...` in `folder`, for VISSL's other tools; as `run_engines`."""
+    return _python(folder, time_limit, env, "-m", module, *arguments)
 
 
 def train(

@@ -1,0 +1,29 @@
+"""Fixtures that several test files share."""
+
+from pathlib import Path
+
+import pytest
+import vissl_runs
+from digits_on_disk import DigitsOnDisk
+
+
+@pytest.fixture(scope="session")
+def digits_checkpoint(tmp_path_factory) -> Path:
+    """A VISSL checkpoint of `digits_quickstart` after 5 epochs: enough to beat the untrained trunk."""
+    folder = tmp_path_factory.mktemp("digits_checkpoint")
+    vissl_runs.succeeded(
+        vissl_runs.run_engines(
+            folder,
+            "config=pretrain/vissl_barlow/digits_quickstart",
+            "config.OPTIMIZER.num_epochs=5",
+            "config.BARLOW.PROBE.KIND=",
+            f"config.CHECKPOINT.DIR={folder}",
+        )
+    )
+    return folder / "checkpoint.torch"
+
+
+@pytest.fixture(scope="session")
+def digits_on_disk(tmp_path_factory) -> DigitsOnDisk:
+    """The digits as files, in the layouts of ImageNet and of VOC."""
+    return DigitsOnDisk(tmp_path_factory.mktemp("digits_on_disk"))
