@@ -244,3 +244,27 @@ def test_sparse_gradients_are_refused():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"dense gradients.*\(4, 3\)"):
         LARS(embedding.parameters(), lr=0.1).step()
+
+
+@pytest.mark.gpu
+def test_a_cuda_step_is_the_loops_and_never_waits_for_the_device():
+    options = {"momentum": 0.9, "weight_decay": 0.01, "bias_lr_scale": 0.024}
+    start = parameters()
+    params = [nn.Parameter(p.detach().cuda()) for p in start]
+    optimizer = LARS(params, lr=0.1, trust_coefficient=0.02, **options)
+    gradients = []
+    for step in range(3):
+        set_gradients(start, step)
+        gradients.append([p.grad.clone() for p in start])
+        for p, gradient in zip(params, gradients[-1]):
+            p.grad = gradient.cuda()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for p, expected in zip(
+        params, loop_reference(start, gradients, [0.1] * 3, trust=0.02, **options)
+    ):
+        tolerance = FLOAT64_TOLERANCE
+        torch.testing.assert_close(p.detach().cpu(), expected, rtol=tolerance, atol=tolerance)
