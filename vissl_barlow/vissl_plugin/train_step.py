@@ -17,7 +17,7 @@ from vissl_barlow.views import normalize
 
 
 @register_train_step("barlow_train_step")
-def barlow_train_step(task):
+def barlow_train_step(task=None):
     """One step: two views, embeddings, loss, update.
 
     Unsigned bytes (views under `normalize_on_device`) are normalised on the device with the
@@ -27,6 +27,8 @@ def barlow_train_step(task):
     Raises:
         StopIteration: the epoch is over (VISSL's protocol).
     """
+    if task is None:
+        return barlow_train_step  # VISSL's main branch asks for an instance first, 0.1.6 does not
     task.last_batch = SimpleNamespace()
     stats = task.perf_stats
     whole = PerfTimer("train_step_total", stats)
