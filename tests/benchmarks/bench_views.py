@@ -1,6 +1,7 @@
-"""Images per second on one core, from a JPEG on disk to a batch of two normalised views.
+"""Images per second of one core, from a JPEG on disk to a batch of two normalised views.
 
-All pipelines run in turn on the same files (500 x 375, cut from scikit-learn's two photographs).
+All pipelines run in turn on the same files (500 x 375, cut from scikit-learn's two photographs), in
+one thread; times are processor time, which other work on the machine disturbs little.
 Also measured: where the time goes in the plain and in the fast backend, and how far the fast one is
 from Pillow, in grey levels of 256, for the same parameters.
 """
@@ -10,7 +11,7 @@ import itertools
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,6 @@ from bench_common import (
 )
 from PIL import Image, ImageFilter, ImageOps
 from sklearn.datasets import load_sample_images
-from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from vissl_barlow.images import decode_image
@@ -162,51 +162,6 @@ def pipelines(batch_size: int) -> dict[str, Pipeline]:
     return {name: pipeline for name, pipeline in candidates.items() if pipeline is not None}
 
 
-def loader_rate(loader: Iterable, *, batch_size: int, batches: int, warmup: int = 2) -> float:
-    """Images per second of any loader: `batches` batches after `warmup` unmeasured ones."""
-    iterator = iter(loader)
-    for _ in range(warmup):
-        next(iterator)
-    start = time.perf_counter()
-    for _ in range(batches):
-        next(iterator)
-    return batches * batch_size / (time.perf_counter() - start)
-
-
-class Files(Dataset):
-    """The files over and over, each as its two views."""
-
-    def __init__(self, paths: list[Path], load: Callable, two_views: Callable, length: int):
-        self.paths, self.load, self.two_views, self.length = paths, load, two_views, length
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        return self.two_views(self.load(self.paths[index % len(self.paths)]))
-
-
-def one_worker_rates(paths: list[Path], batches: int, rounds: int) -> dict[str, float]:
-    """Images per second from torch's DataLoader with one worker: the batch crosses a process."""
-    warmup = 2
-    # The loader keeps two batches ahead: without them the last ones would come at once.
-    length = (batches + warmup + 2) * len(paths)
-    datasets = {
-        AUTHORS: Files(paths, open_with_pil, authors_views(), length),
-        "ours, fast": Files(paths, decode_file, TwoViews(S), length),
-        "ours, fast, uint8": Files(
-            paths, decode_file, TwoViews(S, normalize_on_device=True), length
-        ),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in datasets}
-    for _ in range(rounds):
-        for name, dataset in datasets.items():
-            loader = DataLoader(dataset, batch_size=len(paths), num_workers=1)
-            rate = loader_rate(loader, batch_size=len(paths), batches=batches, warmup=warmup)
-            rates[name].append(rate)
-    return {name: median(values) for name, values in rates.items()}
-
-
 def cumulative(parameters: ViewParameters) -> dict[str, ViewParameters]:
     """The same draw with the operations added one by one."""
     steps = {"crop": ViewParameters(crop=parameters.crop)}
@@ -243,7 +198,7 @@ def profile(backend: str, load: Callable, paths: list[Path], repeats: int) -> di
     calls = {"decode": lambda: [load(path) for path in paths], "draw": draw}
     calls |= {name: partial(apply, unnormalised, name) for name in names}
     calls["normalise"] = partial(apply, two_views, names[-1])
-    times = interleaved_times(calls, repeats=repeats)
+    times = interleaved_times(calls, repeats=repeats, clock=time.process_time)
     total = {name: median(values) / len(paths) * 1000 for name, values in times.items()}
     stages = {name: total[name] for name in ("decode", "draw", "crop")}
     for before, name in itertools.pairwise([*names, "normalise"]):
@@ -314,13 +269,12 @@ def main() -> None:
         random.seed(0)
         torch.manual_seed(0)
         calls = {name: partial(run, paths) for name, run in candidates.items()}
-        times = interleaved_times(calls, repeats=repeats)
+        times = interleaved_times(calls, repeats=repeats, clock=time.process_time)
         stages = {
             "pil": profile("pil", open_with_pil, paths, repeats),
             "fast": profile("fast", decode_file, paths, repeats),
         }
         errors = grey_levels(paths)
-        loader_rates = one_worker_rates(paths, *((4, 1) if args.quick else (6, 3)))
     rates = {name: batch_size / median(values) for name, values in times.items()}
     ratios = {
         name: {ref: median_ratio(times[ref], values) for ref in TARGETS if ref in times}
@@ -330,10 +284,6 @@ def main() -> None:
         markdown_table(
             ["pipeline", "images/s", *(f"times {reference}" for reference in TARGETS)],
             [[name, rates[name], *(ratios[name].get(ref) for ref in TARGETS)] for name in rates],
-        ),
-        markdown_table(
-            ["in torch's DataLoader, one worker", "images/s", f"times {AUTHORS}"],
-            [[name, rate, rate / loader_rates[AUTHORS]] for name, rate in loader_rates.items()],
         ),
         markdown_table(
             ["stage", "plain, ms", "fast, ms", "difference, grey levels"],
@@ -351,7 +301,6 @@ def main() -> None:
             "images_per_second": rates,
             "ratios": ratios,
             "targets": TARGETS,
-            "one_worker_images_per_second": loader_rates,
             "stages_ms": stages,
             "grey_levels": errors,
         },

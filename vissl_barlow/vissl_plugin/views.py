@@ -3,6 +3,7 @@
 import torch
 from classy_vision.dataset.transforms import register_transform
 from classy_vision.dataset.transforms.classy_transform import ClassyTransform
+from torch.utils.data import default_collate
 from vissl.data.collators import register_collator
 from vissl.data.ssl_transforms.ssl_transforms_wrapper import DEFAULT_TRANSFORM_TYPES
 
@@ -28,15 +29,10 @@ if "BarlowTwoViews" not in DEFAULT_TRANSFORM_TYPES["TRANSFORMS_WITH_COPIES"]:
 @register_collator("barlow_collator")
 def barlow_collator(samples: list[dict]) -> dict:
     """Samples of two (C, H, W) views each to `data` of shape (2, N, C, H, W); the rest is (N,)."""
-    views = samples[0]["data"]
-    out = None
-    if torch.utils.data.get_worker_info() is not None:
-        # In a loader's worker the batch is built where the main process will read it, once.
-        numel = sum(view.numel() for view in views) * len(samples)
-        storage = views[0]._typed_storage()._new_shared(numel, device="cpu")
-        out = views[0].new(storage).resize_(len(views) * len(samples), *views[0].shape)
-    by_view = [sample["data"][i] for i in range(len(views)) for sample in samples]
-    data = torch.stack(by_view, out=out).unflatten(0, (len(views), len(samples)))
+    copies = range(len(samples[0]["data"]))
+    by_view = [sample["data"][i] for i in copies for sample in samples]
+    # torch's own: in a loader's worker it stacks where the main process will read the batch.
+    data = default_collate(by_view).unflatten(0, (len(copies), len(samples)))
     batch = {"data": [data]}
     for key in ("label", "data_valid", "data_idx"):
         # One per image: the wrapper that flattens the views repeats them for each view.
