@@ -64,10 +64,10 @@ class Experiment:
     @property
     def folder(self) -> str:
         """A folder name; experiments that are one and the same, in several studies, share it."""
-        changes = [override.removeprefix("config.") for override in self.overrides]
+        changes = [override.split("=") for override in self.overrides]
         # The last two parts of a key tell it from its neighbours.
-        short = [".".join(c.split("=")[0].split(".")[-2:]) + "=" + c.split("=")[1] for c in changes]
-        return re.sub(r"[^\w.=-]+", "-", "+".join([self.config, *short])).strip("-")
+        short = [".".join(key.split(".")[-2:]) + "-" + value for key, value in changes]
+        return re.sub(r"[^\w.]+", "-", "-".join([self.config, *short])).strip("-")
 
 
 def load_study(name: str, data: str) -> tuple[dict, list[Experiment]]:
@@ -157,7 +157,7 @@ def pretraining(experiment: Experiment, data: str, folder: Path, seed: int = 0) 
         *base,
         *experiment.overrides,
         f"config.SEED_VALUE={seed}",
-        f"config.CHECKPOINT.DIR={folder}",
+        f"config.CHECKPOINT.DIR={_text(str(folder))}",
     ]
 
 
@@ -165,8 +165,8 @@ def linear_evaluation(folder: Path) -> list[str]:
     """Hydra's overrides for the linear evaluation of the pretraining in `folder`."""
     return [
         f"config={LINEAR_EVALUATION}",
-        f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={folder / 'checkpoint.torch'}",
-        f"config.CHECKPOINT.DIR={folder / 'linear'}",
+        f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={_text(str(folder / 'checkpoint.torch'))}",
+        f"config.CHECKPOINT.DIR={_text(str(folder / 'linear'))}",
     ]
 
 
@@ -185,6 +185,8 @@ def _text(value) -> str:
         return "{" + ",".join(f"{key}:{_text(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_text, value)) + "]"
+    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
+        return "'" + value.replace("'", r"\'") + "'"
     return str(value)
 
 
@@ -260,7 +262,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--list", action="store_true", help="show experiments and results, run nothing"
     )
     mode.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
-    mode.add_argument("--slurm", action="store_true", help="submit them instead of running them")
+    parser.add_argument("--slurm", action="store_true", help="submit to SLURM by VISSL's launcher")
     parser.add_argument(
         "overrides", nargs="*", help="more of hydra's overrides, for every pretraining"
     )
@@ -300,8 +302,8 @@ def _run_one(experiment: Experiment, seed: int, options: argparse.Namespace) -> 
     on_imagenet = options.data == "imagenet"
     train, val = [], []
     if on_imagenet and options.imagenet:
-        train.append(f"config.DATA.TRAIN.DATA_PATHS=[{options.imagenet / 'train'}]")
-        val.append(f"config.DATA.TEST.DATA_PATHS=[{options.imagenet / 'val'}]")
+        train.append(f"config.DATA.TRAIN.DATA_PATHS={_text([str(options.imagenet / 'train')])}")
+        val.append(f"config.DATA.TEST.DATA_PATHS={_text([str(options.imagenet / 'val')])}")
     if not (on_imagenet and _finished(folder)):
         overrides = pretraining(experiment, options.data, folder, seed)
         stages.append(("pretraining", [*overrides, *train, *options.overrides]))
