@@ -9,6 +9,7 @@ import json
 import logging
 import random
 import resource
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -79,6 +80,7 @@ class BarlowMonitor(ClassyHook):
         self.progress: Progress | None = None
         self.metrics_file = None
         self.said: set[str] = set()
+        self.redirected: list[logging.StreamHandler] = []
 
     def on_start(self, task) -> None:
         self.unreadable = torch.zeros((), dtype=torch.long, device=task.device)
@@ -112,6 +114,16 @@ class BarlowMonitor(ClassyHook):
                 "pretraining", total=task.max_iteration, completed=task.iteration, terms=""
             )
             self.progress.start()
+            self._log_above_the_bar()
+
+    def _log_above_the_bar(self) -> None:
+        """Sends VISSL's log lines, bound for the same terminal, through the bar's console."""
+        if not sys.__stdout__.isatty():
+            return  # they go to a file or a pipe: leave them alone
+        for handler in logging.root.handlers:
+            if getattr(handler, "stream", None) is sys.__stdout__:
+                handler.setStream(sys.stdout)  # the bar's own, since it started
+                self.redirected.append(handler)
 
     def on_phase_start(self, task) -> None:
         self._start_window(task.iteration)
@@ -169,6 +181,8 @@ class BarlowMonitor(ClassyHook):
     def _close(self) -> None:
         if self.progress is not None:
             self.progress.stop()
+        for handler in self.redirected:
+            handler.setStream(sys.__stdout__)
         if self.metrics_file is not None:
             self.metrics_file.close()
 
