@@ -1,11 +1,13 @@
-"""Where a result comes from: versions, revision, seed, command and machine, beside the result."""
+"""Where a result comes from: versions, revision, seed, command, weights and machine, beside it."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,8 +20,21 @@ PROVENANCE_FILE = "barlow_run.json"
 LIBRARIES = ("vissl", "classy-vision", "torch", "torchvision", "numpy", "hydra-core", "fvcore")
 
 
-def provenance(seed: int) -> dict:
-    """What made a run: plain data for JSON."""
+def command_line() -> list[str]:
+    """This process's own, as it was typed but for the interpreter's folder."""
+    return [Path(sys.executable).name, *sys.orig_argv[1:]]
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Hex digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(
+    seed: int, command: Sequence[str], weights: str | os.PathLike | None, processes: int
+) -> dict:
+    """What makes a run, as plain data for JSON; the arguments are `write_provenance`'s."""
     versions = {"python": platform.python_version(), "vissl_barlow": __version__}
     for library in LIBRARIES:
         try:
@@ -29,21 +44,58 @@ def provenance(seed: int) -> dict:
     cuda = torch.cuda.is_available()
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.executable).name, *sys.orig_argv[1:]],
+        "hours": None,
+        "command": list(command),
+        "weights": weights
+        and {"path": str(Path(weights).resolve()), "sha256": file_sha256(weights)},
         "seed": seed,
         "versions": versions,
         "revision": _revision(),
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "processes": processes,
         "hardware": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores",
     }
 
 
-def write_provenance(folder: Path, seed: int) -> None:
-    """Appends this start to the run's provenance: a list, one entry per start or resume."""
+def write_provenance(
+    folder: Path,
+    seed: int,
+    command: Sequence[str],
+    *,
+    weights: str | os.PathLike | None = None,
+    processes: int = 1,
+) -> None:
+    """Appends this start to the run's provenance: a list, one entry per start or resume.
+
+    Args:
+        folder: the run's.
+        seed: its seed.
+        command: the command line the user typed; a spawned worker's own is another.
+        weights: the checkpoint the run starts from, which is hashed; None for a random start.
+        processes: over all machines.
+
+    Raises:
+        OSError: the weights cannot be read, or the folder not be written.
+    """
+    _write(folder, [*read_provenance(folder), provenance(seed, command, weights, processes)])
+
+
+def note_hours(folder: Path) -> None:
+    """Notes the time since the last start: what a run that is killed later has taken so far."""
+    *earlier, last = read_provenance(folder)
+    elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
+    _write(folder, [*earlier, {**last, "hours": round(elapsed.total_seconds() / 3600, 4)}])
+
+
+def read_provenance(folder: Path) -> list[dict]:
+    """The starts of the run in `folder`, oldest first; none where nothing was written."""
     path = folder / PROVENANCE_FILE
-    starts = json.loads(path.read_text()) if path.exists() else []
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _write(folder: Path, starts: list[dict]) -> None:
+    path = folder / PROVENANCE_FILE
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps([*starts, provenance(seed)], indent=2) + "\n")
+    temporary.write_text(json.dumps(starts, indent=2) + "\n")
     temporary.replace(path)
 
 

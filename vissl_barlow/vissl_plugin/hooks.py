@@ -29,7 +29,6 @@ from vissl.hooks.tensorboard_hook import SSLTensorboardHook
 from vissl_barlow.diagnostics import cross_correlation_summary, effective_rank, embedding_std
 from vissl_barlow.figures import draw_pretraining
 from vissl_barlow.probe import probe_accuracy
-from vissl_barlow.provenance import write_provenance
 from vissl_barlow.vissl_plugin.byol import BarlowTargetHook
 
 METRICS_FILE = "barlow.jsonl"
@@ -97,7 +96,6 @@ class BarlowMonitor(ClassyHook):
         if not is_primary():
             return
         folder = Path(task.checkpoint_folder)
-        write_provenance(folder, task.config.SEED_VALUE)
         # Line-buffered: what was logged survives a kill.
         self.metrics_file = (folder / METRICS_FILE).open("a", buffering=1)
         if self.console.is_terminal:

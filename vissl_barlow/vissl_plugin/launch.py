@@ -50,7 +50,7 @@ def _take_part_in_configs() -> None:
     from vissl.config import attr_dict
     from vissl.utils import hydra_config
 
-    from vissl_barlow.vissl_plugin import hooks, validate
+    from vissl_barlow.vissl_plugin import hooks, record, validate
     from vissl_barlow.vissl_plugin.config import BarlowConfig
 
     # `AttrDict.__init__` looks its own name up for nested dictionaries: replaced there, every level
@@ -58,3 +58,4 @@ def _take_part_in_configs() -> None:
     attr_dict.AttrDict = hydra_config.AttrDict = BarlowConfig
     validate.install()
     hooks.install()
+    record.install()
