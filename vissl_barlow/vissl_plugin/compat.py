@@ -10,17 +10,15 @@ import os
 
 import torch
 
-from vissl_barlow.checkpoint import save_atomically
-
 
 def apply() -> None:
     """Applies every mend to the imported VISSL."""
-    from vissl_barlow.vissl_plugin.compat_evaluation import EVALUATION_MENDS  # it needs `wrap`
+    from vissl_barlow.vissl_plugin.checkpointing import CHECKPOINT_MENDS  # these need `wrap`
+    from vissl_barlow.vissl_plugin.compat_evaluation import EVALUATION_MENDS
+    from vissl_barlow.vissl_plugin.running import RUNNING_MENDS
 
     for mend in (
-        checkpoints_written_atomically,
-        newest_checkpoint_linked_atomically,
-        resume_without_a_regular_checkpoint,
+        *CHECKPOINT_MENDS,
         broadcast_checkpoints_without_copying_bytewise,
         tensorboard_with_several_learning_rates,
         tensorboard_log_dir,
@@ -28,6 +26,7 @@ def apply() -> None:
         profiler_stops_once,
         data_paths_without_label_paths,
         *EVALUATION_MENDS,
+        *RUNNING_MENDS,
     ):
         mend()
 
@@ -47,52 +46,6 @@ def wrap(owner, name: str):
         return replacement
 
     return install
-
-
-def checkpoints_written_atomically() -> None:
-    """classy_vision/generic/util.py:350, `torch.save(state, f)` into the final file.
-
-    Always broken: a run killed while it saves leaves half a checkpoint under the name of a whole one.
-    """
-    from vissl.utils import checkpoint
-
-    @wrap(checkpoint, "save_checkpoint")
-    def save_checkpoint(original, checkpoint_folder, state, checkpoint_file):
-        os.makedirs(checkpoint_folder, exist_ok=True)
-        path = os.path.join(checkpoint_folder, checkpoint_file)
-        save_atomically(state, path)
-        return path
-
-
-def newest_checkpoint_linked_atomically() -> None:
-    """vissl/utils/io.py:40, `g_pathmgr.exists(file2)` before the link is removed and made anew.
-
-    Always broken: with a relative CHECKPOINT.DIR the link dangles, is taken for absent and never
-    moves on; a kill between the two steps leaves no link at all.
-    """
-    from vissl.utils import checkpoint
-
-    @wrap(checkpoint, "create_file_symlink")
-    def create_file_symlink(original, file1, file2):
-        temporary = f"{file2}.{os.getpid()}.tmp"
-        os.symlink(os.path.relpath(file1, os.path.dirname(file2)), temporary)
-        os.replace(temporary, file2)
-
-
-def resume_without_a_regular_checkpoint() -> None:
-    """vissl/utils/checkpoint.py:594, `checkpoint_path = f"{folder}/{file}"` where `file` is None.
-
-    Always broken: with OVERWRITE_EXISTING and nothing but a final checkpoint the path is
-    `<folder>/None`, and the load ends in an AttributeError.
-    """
-    from vissl.utils import checkpoint, distributed_launcher
-
-    for module in (checkpoint, distributed_launcher):
-
-        @wrap(module, "get_resume_checkpoint")
-        def get_resume_checkpoint(original, cfg, checkpoint_folder):
-            path = original(cfg, checkpoint_folder)
-            return None if path == f"{checkpoint_folder}/None" else path
 
 
 def broadcast_checkpoints_without_copying_bytewise() -> None:

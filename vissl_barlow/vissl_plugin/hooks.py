@@ -28,8 +28,10 @@ from vissl.hooks.tensorboard_hook import SSLTensorboardHook
 
 from vissl_barlow.diagnostics import cross_correlation_summary, effective_rank, embedding_std
 from vissl_barlow.figures import draw_pretraining
+from vissl_barlow.paths import write_text_atomically
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.vissl_plugin.byol import BarlowTargetHook
+from vissl_barlow.vissl_plugin.running import BarlowStop
 
 METRICS_FILE = "barlow.jsonl"
 PROBE_FILE = "barlow_probe.json"
@@ -53,7 +55,10 @@ def install() -> None:
         if "BARLOW" in cfg and cfg.MODEL.BASE_MODEL_NAME.startswith("barlow_"):
             if cfg.MODEL.BASE_MODEL_NAME == "barlow_byol_model":
                 hooks.append(BarlowTargetHook(cfg.MODEL.TARGET_MOMENTUM))
-            hooks.append(BarlowMonitor())
+            monitor = BarlowMonitor()
+            hooks.append(monitor)
+            if cfg.TRAINER.TASK_NAME == "barlow_task":  # the one that resumes within an epoch
+                hooks.append(BarlowStop(monitor.check_finite))
             if cfg.BARLOW.PROBE.KIND:
                 hooks.append(BarlowProbe(cfg.BARLOW.PROBE.KIND, cfg.BARLOW.PROBE.EVERY_EPOCHS))
         return hooks
@@ -77,7 +82,6 @@ class BarlowMonitor(ClassyHook):
         super().__init__()
         self.console = Console(stderr=True)
         self.progress: Progress | None = None
-        self.metrics_file = None
         self.said: set[str] = set()
         self.redirected: list[logging.StreamHandler] = []
 
@@ -88,16 +92,13 @@ class BarlowMonitor(ClassyHook):
         self.grad_norm: torch.Tensor | None = None
         for hook in task.hooks:
             if isinstance(hook, LogLossMetricsCheckpointHook):
-                # It waits for the device at every step to look for NaN; `_check_finite` does not.
+                # It waits for the device at every step to look for NaN; `check_finite` does not.
                 hook.on_forward = ClassyHook._noop
         self.tensorboard = next(
             (hook.tb_writer for hook in task.hooks if isinstance(hook, SSLTensorboardHook)), None
         )
         if not is_primary():
             return
-        folder = Path(task.checkpoint_folder)
-        # Line-buffered: what was logged survives a kill.
-        self.metrics_file = (folder / METRICS_FILE).open("a", buffering=1)
         if self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("[bold]{task.description}"),
@@ -146,7 +147,7 @@ class BarlowMonitor(ClassyHook):
         if self.progress is not None:
             self.progress.update(self.bar, completed=_iteration(task))
         if self._logs_now(task):
-            self._check_finite(task)
+            self.check_finite(task)
             if is_primary():
                 self._log(task)
             self._start_window(_iteration(task))
@@ -154,12 +155,12 @@ class BarlowMonitor(ClassyHook):
     def on_step(self, task) -> None:
         frequency = task.config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY
         if task.train and frequency > 0 and task.iteration % frequency == 0:
-            self._check_finite(task)  # before VISSL's hook, which comes later, saves
+            self.check_finite(task)  # before VISSL's hook, which comes later, saves
 
     def on_phase_end(self, task) -> None:
         if not task.train:
             return
-        self._check_finite(task)
+        self.check_finite(task)
         unreadable = int(all_reduce_sum(self.unreadable.clone()))
         if is_primary() and unreadable > self.reported_unreadable:
             self.reported_unreadable = unreadable
@@ -181,8 +182,6 @@ class BarlowMonitor(ClassyHook):
             self.progress.stop()
         for handler in self.redirected:
             handler.setStream(sys.__stdout__)
-        if self.metrics_file is not None:
-            self.metrics_file.close()
 
     def _logs_now(self, task) -> bool:
         iteration = _iteration(task)
@@ -196,7 +195,8 @@ class BarlowMonitor(ClassyHook):
             0.0,
         )
 
-    def _check_finite(self, task) -> None:
+    def check_finite(self, task) -> None:
+        """Raises FloatingPointError if the loss was not finite since the last time."""
         steps = max(_iteration(task) - self.window_iteration, 1)
         non_finite = int(self.non_finite)
         self.non_finite.zero_()
@@ -227,7 +227,12 @@ class BarlowMonitor(ClassyHook):
             "memory_gib": _peak_memory(task.device) / 2**30,
             "unreadable_images": int(self.unreadable),
         }
-        self.metrics_file.write(json.dumps(entry) + "\n")
+        try:
+            # Opened for each line: what was logged survives a kill, what was not a full disk.
+            with Path(task.checkpoint_folder, METRICS_FILE).open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            logging.error("metrics not written (%s): training goes on", error)
         if self.tensorboard is not None:
             for name, value in entry.items():
                 self.tensorboard.add_scalar(f"Barlow/{name}", value, iteration)
@@ -332,10 +337,11 @@ class BarlowProbe(ClassyHook):
         # A resumed run no longer has the untrained trunk: it finds the figures of its first start.
         if not (self.folder / PROBE_FILE).exists():
             pixels = [images.flatten(1).numpy() for images, _ in self.sets]
+            # First: the other file says that both are there.
+            np.save(self.folder / CORRELATION_FILE, self._correlation(task))
             self._write(
                 {"pixels": self._accuracy(*pixels), "untrained trunk": self._probe_trunk(task)}
             )
-            np.save(self.folder / CORRELATION_FILE, self._correlation(task))
 
     def on_phase_end(self, task) -> None:
         epoch = task.train_phase_idx + 1
@@ -375,7 +381,7 @@ class BarlowProbe(ClassyHook):
         path = self.folder / PROBE_FILE
         results = json.loads(path.read_text()) if path.exists() else {"probe": self.kind}
         results.update(accuracies)
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        write_text_atomically(path, json.dumps(results, indent=2) + "\n")
         return results
 
     def _labelled_images(self, config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -447,7 +453,13 @@ def _seeded():
 
 
 def read_history(folder: Path) -> list[dict]:
-    """The logged steps of a run, in order; a step repeated after a resume counts once, the last."""
-    lines = (folder / METRICS_FILE).read_text().splitlines()
-    by_iteration = {entry["iteration"]: entry for entry in map(json.loads, lines)}
+    """The logged steps of a run, in order; a step repeated after a resume counts once, the last.
+
+    A line that a full disk cut short is left out, with the one that was then appended to it.
+    """
+    by_iteration = {}
+    for line in (folder / METRICS_FILE).read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            by_iteration[entry["iteration"]] = entry
     return [by_iteration[iteration] for iteration in sorted(by_iteration)]

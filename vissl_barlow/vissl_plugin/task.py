@@ -15,6 +15,9 @@ from classy_vision.tasks.classification_task import AmpType
 from torch.utils.data.distributed import DistributedSampler
 from vissl.data import build_dataloader
 from vissl.trainer.train_task import SelfSupervisionTask
+from vissl.utils.misc import set_dataloader_seeds
+
+from vissl_barlow.vissl_plugin.running import leave_signals_to_the_run
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -77,6 +80,7 @@ class BarlowTask(SelfSupervisionTask):
                 sampler_seed=self.config["SEED_VALUE"],
                 split=split.lower(),
                 get_sampler=_train_sampler if split == "TRAIN" else _test_sampler,
+                worker_init_fn=_init_loader_worker,
             )
             for split in self.available_splits
         }
@@ -87,8 +91,8 @@ class BarlowTask(SelfSupervisionTask):
             self.base_model.to(memory_format=torch.channels_last)
         if self.config.BARLOW.COMPILE:
             # In place: the names of the parameters, and so the checkpoints, stay as they are.
-            self.base_model.trunk.compile()
-            self.base_model.heads.compile()
+            for module in (self.base_model.trunk, *self.base_model.heads):
+                module.compile()
         return prepared
 
     def get_classy_state(self, deep_copy: bool = False) -> dict:
@@ -97,6 +101,11 @@ class BarlowTask(SelfSupervisionTask):
             # classy-vision saves it for apex only, and a resumed run would begin at scale 65536.
             state["amp"] = self.amp_grad_scaler.state_dict()
         return state
+
+
+def _init_loader_worker(worker_id: int) -> None:
+    leave_signals_to_the_run(worker_id)
+    set_dataloader_seeds(worker_id)
 
 
 def _train_sampler(dataset, dataset_config, sampler_seed: int = 0) -> ResumableSampler:

@@ -17,6 +17,7 @@ from vissl_barlow.checkpoint import read_checkpoint
 from vissl_barlow.images import UnreadableImage, read_image
 from vissl_barlow.paths import config_folder
 from vissl_barlow.resnet import representation_dim
+from vissl_barlow.vissl_plugin.running import RankFailed
 
 LISTED_NAMES = 3
 
@@ -44,7 +45,7 @@ def install() -> None:
 
     def show_in_one_line(kind, error, traceback):
         line = _unknown_config(error) if kind.__name__ == "MissingConfigException" else None
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError | RankFailed):
             line = str(error)
         if line is None:
             show_traceback(kind, error, traceback)
