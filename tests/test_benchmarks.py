@@ -22,6 +22,8 @@ LINEAR = "benchmark/vissl_barlow/imagenet1k_linear"
 SEMI = "benchmark/vissl_barlow/imagenet1k_semi_1pct"
 # Measured: 10 to 15% without, 79 to 84% with 5 epochs of pretraining; mAP 50% and 96%.
 MARGIN = 30.0
+# Features of an image in batches of other sizes, for which other kernels are used.
+BATCHING = 1e-5
 WEIGHTS = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE"
 
 
@@ -258,9 +260,9 @@ def test_voc07_svms_on_attributes(checkpoints, digits_on_disk, tmp_path):
     assert mean_ap["pretrained"] > mean_ap["untrained"] + MARGIN
 
 
-def test_nearest_neighbours_on_two_processes(checkpoints, digits_on_disk, tmp_path):
+def test_nearest_neighbours(checkpoints, digits_on_disk, tmp_path):
     top_1 = {}
-    for name, processes in (("torchvision", 2), ("untrained", 1)):
+    for name in ("torchvision", "untrained"):
         folder = tmp_path / name
         folder.mkdir()
         done = succeeded(
@@ -271,7 +273,6 @@ def test_nearest_neighbours_on_two_processes(checkpoints, digits_on_disk, tmp_pa
                 OVERLAY,
                 f"{WEIGHTS}={checkpoints[name]}",
                 *digits_on_disk.folders(),
-                f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
                 f"config.CHECKPOINT.DIR={folder}",
             )
         )
@@ -307,7 +308,7 @@ def test_feature_extraction_alone_is_the_same_on_one_process_and_on_two(
     assert len(list((tmp_path / "1").glob("rank0_chunk*_features.npy"))) == 3  # 128 + 128 + 104
     assert len(features[1]) == 360
     for index, (feature, target) in features[1].items():
-        assert np.array_equal(feature, features[2][index][0])
+        np.testing.assert_allclose(feature, features[2][index][0], atol=BATCHING)
         assert target == features[2][index][1]
 
 
@@ -319,7 +320,7 @@ def merged(folder) -> dict[int, tuple[np.ndarray, int]]:
         features, targets = (
             np.load(folder / f"{stem}{kind}.npy") for kind in ("features", "targets")
         )
-        images |= {i: (f, int(t)) for i, f, t in zip(np.load(path).tolist(), features, targets)}
+        images |= {i: (f, t.item()) for i, f, t in zip(np.load(path).tolist(), features, targets)}
     return images
 
 

@@ -18,7 +18,12 @@ def main(arguments: list[str] | None = None) -> int:
         study = names.add_parser(name, help=ablations.load_study(name, "imagenet")[0]["title"])
         ablations.add_arguments(study)
         study.set_defaults(run=ablations.run)
-    options = parser.parse_args(arguments)
+    # Overrides may stand between the options, where a parser of its own would not look for them.
+    options, others = parser.parse_known_args(arguments)
+    unknown = [argument for argument in others if argument.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides = [*options.overrides, *others]
     try:
         return options.run(options.name, options)
     except ValueError as error:
