@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from vissl_barlow import __version__
-from vissl_barlow.paths import PACKAGE
+from vissl_barlow.paths import PACKAGE, write_text_atomically
 
 PROVENANCE_FILE = "barlow_run.json"
 LIBRARIES = ("vissl", "classy-vision", "torch", "torchvision", "numpy", "hydra-core", "fvcore")
@@ -46,8 +46,7 @@ def provenance(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "hours": None,
         "command": list(command),
-        "weights": weights
-        and {"path": str(Path(weights).resolve()), "sha256": file_sha256(weights)},
+        "weights": _weights(weights),
         "seed": seed,
         "versions": versions,
         "revision": _revision(),
@@ -70,11 +69,11 @@ def write_provenance(
         folder: the run's.
         seed: its seed.
         command: the command line the user typed; a spawned worker's own is another.
-        weights: the checkpoint the run starts from, which is hashed; None for a random start.
+        weights: the checkpoint the run starts from, which is hashed; None or "" for a random start.
         processes: over all machines.
 
     Raises:
-        OSError: the weights cannot be read, or the folder not be written.
+        OSError: the weights are there but cannot be read, or the folder cannot be written.
     """
     _write(folder, [*read_provenance(folder), provenance(seed, command, weights, processes)])
 
@@ -92,11 +91,16 @@ def read_provenance(folder: Path) -> list[dict]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def _weights(path: str | os.PathLike | None) -> dict | None:
+    if not path:
+        return None
+    # A resumed run has no need of the file any more; its first start named the hash.
+    digest = file_sha256(path) if Path(path).exists() else None
+    return {"path": str(Path(path).resolve()), "sha256": digest}
+
+
 def _write(folder: Path, starts: list[dict]) -> None:
-    path = folder / PROVENANCE_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(starts, indent=2) + "\n")
-    temporary.replace(path)
+    write_text_atomically(folder / PROVENANCE_FILE, json.dumps(starts, indent=2) + "\n")
 
 
 def _revision() -> str | None:

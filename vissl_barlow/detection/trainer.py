@@ -18,6 +18,7 @@ from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends
 from vissl_barlow.detection.config import check_hardware, check_input, config_path
 from vissl_barlow.detection.datasets import check_dataset, metric_note
 from vissl_barlow.detection.weights import StrictCheckpointer, load_backbone
+from vissl_barlow.provenance import command_line, note_hours, write_provenance
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
@@ -203,6 +204,17 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         # Where it sees a GPU, Detectron2 joins processes over NCCL, which cannot move CPU tensors.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    folder = Path(cfg.OUTPUT_DIR)
+    recorded = args.machine_rank == 0
+    if recorded:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_provenance(
+            folder,
+            cfg.SEED,
+            command_line(),
+            weights=cfg.MODEL.WEIGHTS and PathManager.get_local_path(cfg.MODEL.WEIGHTS),
+            processes=args.num_gpus * args.num_machines,
+        )
     launch(
         run,
         args.num_gpus,
@@ -211,3 +223,5 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
         dist_url=args.dist_url,
         args=(args, cfg),
     )
+    if recorded:
+        note_hours(folder)

@@ -75,6 +75,6 @@ def record_start(cfg) -> None:
         Path(get_checkpoint_folder(cfg)),
         cfg.SEED_VALUE,
         cfg.BARLOW.COMMAND,
-        weights=cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE or None,
+        weights=cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE,
         processes=dist.get_world_size(),
     )
