@@ -414,10 +414,10 @@ def test_imagenet_is_pretrained_then_evaluated_and_a_finished_stage_is_not_repea
 
     linear = Path(folder) / "linear"
     linear.mkdir()
-    (linear / "model_final_checkpoint_phase199.torch").touch()
+    (linear / "train_config.yaml").write_text("OPTIMIZER: {num_epochs: 100}")
     meter = {"top_1": {"res5avg": 71.2}, "top_5": {"res5avg": 90.1}}
-    lines = [{"train_phase_idx": 0}, {"test_accuracy_list_meter": meter}]
-    (linear / "metrics.json").write_text("\n\n".join(map(json.dumps, lines)))
+    last = {"train_phase_idx": 99, "test_accuracy_list_meter": meter}
+    (linear / "metrics.json").write_text(json.dumps(last))
     assert ablations.read_result(Path(folder), "imagenet") == (71.2, 90.1)
     ablations.run("figure4", options)
     assert capsys.readouterr().out == ""
@@ -447,8 +447,10 @@ def test_a_miniature_runs_to_its_table(tmp_path, capsys):
     pretrained, untrained = (float(cell) for cell in row.split("|")[2:4])
     assert 5 < pretrained < 100 and 5 < untrained < 100
     capsys.readouterr()
-    assert main([*arguments, "--dry-run"]) == 0
+    assert main([*arguments, *epoch, "--dry-run"]) == 0
     assert capsys.readouterr().out == ""
+    assert main([*arguments, "--dry-run"]) == 0  # an epoch must not pass for the study's ten
+    assert "num_epochs=10" in capsys.readouterr().out
 
 
 def test_an_unknown_study_or_row_is_an_error_that_lists_what_there_is(tmp_path, capsys):

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from vissl_barlow.figures import draw_accuracies
 from vissl_barlow.paths import config_folder
+from vissl_barlow.reproduce.results import read_accuracy
 
 GROUP = "config/pretrain/vissl_barlow"
 BASE, DIGITS_BASE = "resnet50_in1k_300ep", "digits_quickstart"
@@ -67,7 +68,11 @@ class Experiment:
         changes = [override.split("=") for override in self.overrides]
         # The last two parts of a key tell it from its neighbours.
         short = [".".join(key.split(".")[-2:]) + "-" + value for key, value in changes]
-        return re.sub(r"[^\w.]+", "-", "-".join([self.config, *short])).strip("-")
+        return _slug("-".join([self.config, *short]))
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.]+", "-", text).strip("-")
 
 
 def load_study(name: str, data: str) -> tuple[dict, list[Experiment]]:
@@ -238,12 +243,8 @@ def read_result(folder: Path, data: str) -> tuple[float, ...] | None:
         if "pretrained trunk" not in accuracies:
             return None
         return tuple(100 * accuracies[f"{state} trunk"] for state in ("pretrained", "untrained"))
-    path = folder / "linear" / "metrics.json"
-    if not (_finished(folder / "linear") and path.exists()):
-        return None
-    entries = [json.loads(line) for line in path.read_text().splitlines() if line]
-    *_, meter = (e["test_accuracy_list_meter"] for e in entries if "test_accuracy_list_meter" in e)
-    return tuple(next(iter(meter[f"top_{k}"].values())) for k in (1, 5))
+    accuracies = read_accuracy(folder / "linear" / "metrics.json")
+    return accuracies and (accuracies["top-1"], accuracies["top-5"])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -290,7 +291,9 @@ def run(name: str, options: argparse.Namespace) -> int:
 
 
 def _folder(experiment: Experiment, seed: int, options: argparse.Namespace) -> Path:
-    return options.out.resolve() / options.data / "runs" / experiment.folder / f"seed{seed}"
+    # Runs with more overrides are others: they must not pass for the study's own.
+    name = _slug("-".join([experiment.folder, *options.overrides]))
+    return options.out.resolve() / options.data / "runs" / name / f"seed{seed}"
 
 
 def _run_one(experiment: Experiment, seed: int, options: argparse.Namespace) -> bool:
@@ -306,9 +309,13 @@ def _run_one(experiment: Experiment, seed: int, options: argparse.Namespace) -> 
         val.append(f"config.DATA.TEST.DATA_PATHS={_text([str(options.imagenet / 'val')])}")
     if not (on_imagenet and _finished(folder)):
         overrides = pretraining(experiment, options.data, folder, seed)
-        stages.append(("pretraining", [*overrides, *train, *options.overrides]))
+        # Trained to the end but not probed to the end: the last epoch is run again.
+        again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if _finished(folder) else []
+        stages.append(("pretraining", [*overrides, *train, *options.overrides, *again]))
     if on_imagenet:
-        stages.append(("linear evaluation", [*linear_evaluation(folder), *train, *val]))
+        linear = folder / "linear"
+        again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if _finished(linear) else []
+        stages.append(("linear evaluation", [*linear_evaluation(folder), *train, *val, *again]))
     title = " ".join(filter(None, (experiment.name, experiment.tried and f"({experiment.tried})")))
     for stage, overrides in stages:
         overrides += ["config.SLURM.USE_SLURM=true"] if options.slurm else []
@@ -344,6 +351,8 @@ def report(
     digits = options.data == "digits"
     where = "digits, NOT ImageNet" if digits else "ImageNet"
     title = f"{study['title']} ({where})"
+    if options.overrides:
+        title += f", with {' '.join(options.overrides)}"
     header = ["experiment", "probe, %" if digits else "top-1 / top-5, %"]
     header.append("untrained trunk, %" if digits else "paper")
     results, rows = {}, []
