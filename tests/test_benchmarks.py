@@ -282,34 +282,30 @@ def test_nearest_neighbours(checkpoints, digits_on_disk, tmp_path):
         top_1[name] = result["top_1"]
     assert top_1["torchvision"] > top_1["untrained"] + MARGIN
 
-
-def test_feature_extraction_alone_is_the_same_on_one_process_and_on_two(
-    checkpoints, digits_on_disk, tmp_path
-):
-    features = {}
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        succeeded(
-            run_engines(
-                folder,
-                "engine_name=extract_features",
-                "config=benchmark/vissl_barlow/imagenet1k_knn",
-                OVERLAY,
-                f"{WEIGHTS}={checkpoints['pretrained']}",
-                *digits_on_disk.folders(),
-                "config.TEST_ONLY=true",
-                f"config.EXTRACT_FEATURES.CHUNK_THRESHOLD={100 if processes == 1 else -1}",
-                f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
-                f"config.CHECKPOINT.DIR={folder}",
-            )
+    # The same features from VISSL's engine alone, on two processes and in files of 50.
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    succeeded(
+        run_engines(
+            folder,
+            "engine_name=extract_features",
+            "config=benchmark/vissl_barlow/imagenet1k_knn",
+            OVERLAY,
+            f"{WEIGHTS}={checkpoints['pretrained']}",
+            *digits_on_disk.folders(),
+            "config.TEST_ONLY=true",
+            "config.EXTRACT_FEATURES.CHUNK_THRESHOLD=50",
+            "config.DISTRIBUTED.NUM_PROC_PER_NODE=2",
+            f"config.CHECKPOINT.DIR={folder}",
         )
-        features[processes] = merged(folder)
-    assert len(list((tmp_path / "1").glob("rank0_chunk*_features.npy"))) == 3  # 128 + 128 + 104
-    assert len(features[1]) == 360
-    for index, (feature, target) in features[1].items():
-        np.testing.assert_allclose(feature, features[2][index][0], atol=BATCHING)
-        assert target == features[2][index][1]
+    )
+    # 180 images of each process in batches of 64: a file after each of two, and one of the rest.
+    assert len(list(folder.glob("rank?_chunk?_test_res5avg_features.npy"))) == 6
+    extracted, expected = merged(folder), merged(tmp_path / "torchvision")
+    assert extracted.keys() == expected.keys() == set(range(360))
+    for index, (feature, label) in extracted.items():
+        np.testing.assert_allclose(feature, expected[index][0], atol=BATCHING)
+        assert label == expected[index][1]
 
 
 def merged(folder) -> dict[int, tuple[np.ndarray, int]]:

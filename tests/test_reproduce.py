@@ -133,8 +133,10 @@ def test_a_table_runs_resumes_and_is_not_run_twice(
     capsys.readouterr()
     assert main(arguments) == 0
     again = [json.loads(line) for line in metrics.read_text().splitlines()][len(lines) - 1 :]
-    assert [entry["train_phase_idx"] for entry in again] == [1, 1]  # epoch 0 was not repeated
-    assert f"{result['top-1']:.1f}" in capsys.readouterr().out
+    trained = [e["train_phase_idx"] for e in again if "train_accuracy_list_meter" in e]
+    assert trained == [1]  # from epoch 0's checkpoint
+    resumed = json.loads((tmp_path / "report" / "table1.json").read_text())["imagenet1k_linear"]
+    assert resumed["top-1"] > 50
 
     # Another checkpoint's results must not be taken for this one's.
     other = tmp_path / "other.torch"
@@ -160,13 +162,11 @@ def test_vissls_own_script_prepares_voc(digits_checkpoint, digits_on_disk, tmp_p
     assert results["places205_linear"] is None
 
 
-def test_a_failed_row_fails_the_command(digits_checkpoint, digits_on_disk, tmp_path, capsys):
-    arguments = voc_arguments(digits_checkpoint, digits_on_disk)
-    assert (
-        main([*arguments, "config.SVM.class_names=[even]", "config.BARLOW.CHECK_IMAGES=nonsense"])
-        == 1
-    )
-    assert "voc07_svm: failed with exit status" in capsys.readouterr().err
+def test_a_failed_row_fails_the_command(digits_checkpoint, digits_on_disk, capsys):
+    arguments = ["table1", "--checkpoint", str(digits_checkpoint)]
+    arguments += ["--imagenet", str(digits_on_disk.imagenet), "config.NO_SUCH_KEY=1"]
+    assert main(arguments) == 1
+    assert "imagenet1k_linear: failed with exit status 1" in capsys.readouterr().err
 
 
 def test_slurm_jobs_are_submitted_once(
