@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from classy_vision.generic.distributed_util import barrier, get_world_size, is_primary
 from classy_vision.hooks.classy_hook import ClassyHook
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
 from vissl.utils.env import get_machine_local_and_dist_rank
 
@@ -273,7 +274,7 @@ def _spawn(fn, nprocs: int, args: tuple) -> None:
     try:
         while not context.join(grace_period=GRACE):
             pass
-    except torch.multiprocessing.ProcessException as error:
+    except (ProcessExitedException, ProcessRaisedException) as error:
         if signals.received:
             signals.leave(signals.received)
         status = context.processes[error.error_index].exitcode
