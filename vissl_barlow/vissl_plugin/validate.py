@@ -97,11 +97,13 @@ def _world_size(cfg) -> int:
 
 def _check_devices(cfg) -> None:
     if cfg.MACHINE.DEVICE != "gpu":
-        if cfg.MODEL.AMP_PARAMS.USE_AMP and cfg.MODEL.AMP_PARAMS.AMP_TYPE == "pytorch":
+        ours = cfg.TRAINER.TASK_NAME == "barlow_task" and cfg.BARLOW.AMP_DTYPE == "bfloat16"
+        if cfg.MODEL.AMP_PARAMS.USE_AMP and not ours:
             raise ConfigError(
                 "MODEL.AMP_PARAMS.USE_AMP",
                 True,
-                "mixed precision needs a GPU; set it to false, or config.MACHINE.DEVICE=gpu",
+                "float16 needs a GPU: set it to false, config.BARLOW.AMP_DTYPE=bfloat16 or "
+                "config.MACHINE.DEVICE=gpu",
             )
         return
     if cfg.SLURM.USE_SLURM:
