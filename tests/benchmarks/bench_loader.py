@@ -71,7 +71,11 @@ def vissl_loader(folder: Path, batch_size: int, config: str, *overrides: str) ->
 
 
 def loaders(folder: Path, batch_size: int) -> dict[str, Callable[[], Iterable]]:
-    candidates = {AUTHORS: lambda: DataLoader(Files(folder), batch_size, num_workers=1)}
+    candidates = {
+        AUTHORS: lambda: DataLoader(
+            Files(folder), batch_size, num_workers=1, multiprocessing_context="fork"
+        )
+    }
     if importlib.util.find_spec("vissl"):
         import vissl.data  # noqa: F401  the plugin registers where VISSL is imported already
 
