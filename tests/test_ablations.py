@@ -380,6 +380,14 @@ def test_a_figure_shows_the_best_of_the_grid_and_says_which_data(tmp_path):
     assert (tmp_path / "digits" / "figure2.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_papers_numbers_stand_beside_imagenets_only(tmp_path):
+    for data in ("imagenet", "digits"):
+        assert main(["table5", "--list", "--data", data, "--out", str(tmp_path)]) == 0
+    row = "| Only invariance term (on-diag term) | - |"
+    assert f"{row} 57.3 / 80.5 |" in (tmp_path / "imagenet" / "table5.md").read_text()
+    assert f"{row} - |" in (tmp_path / "digits" / "table5.md").read_text()
+
+
 def test_only_unfinished_experiments_run(tmp_path, capsys):
     _pretend(tmp_path, "table6", {("Baseline", ""): 0.95, ("(b) predictor", ""): 0.94})
     assert ablations.run("table6", _options(tmp_path, "--dry-run")) == 0
@@ -449,8 +457,8 @@ def test_a_miniature_runs_to_its_table(tmp_path, capsys):
     capsys.readouterr()
     assert main([*arguments, *epoch, "--dry-run"]) == 0
     assert capsys.readouterr().out == ""
-    assert main([*arguments, "--dry-run"]) == 0  # an epoch must not pass for the study's ten
-    assert "num_epochs=10" in capsys.readouterr().out
+    assert main([*arguments, "--dry-run"]) == 0  # one epoch must not pass for the study's twenty
+    assert "num_epochs=20" in capsys.readouterr().out
 
 
 def test_an_unknown_study_or_row_is_an_error_that_lists_what_there_is(tmp_path, capsys):

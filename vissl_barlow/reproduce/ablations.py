@@ -34,7 +34,7 @@ BASE, DIGITS_BASE = "resnet50_in1k_300ep", "digits_quickstart"
 LINEAR_EVALUATION = "benchmark/vissl_barlow/imagenet1k_linear"
 # The digits' widths are the paper's divided by this, so that every overlay keeps its proportions.
 DIGITS_SHRINK = 16
-DIGITS_EPOCHS = 10
+DIGITS_EPOCHS = 20
 RUNNER = (sys.executable, "-m", "tools.run_distributed_engines")
 
 
@@ -52,7 +52,7 @@ class Experiment:
         config: below `pretrain/vissl_barlow`.
         overrides: hydra's, on top of the config.
         tried: value of the study's `best_of`, of which the best counts; None without one.
-        paper: top-1 and, where given, top-5 on ImageNet in the paper.
+        paper: what the paper reports on ImageNet, by figure, in %.
     """
 
     series: str
@@ -60,7 +60,7 @@ class Experiment:
     config: str
     overrides: tuple[str, ...] = ()
     tried: str | None = None
-    paper: tuple[float, ...] = ()
+    paper: tuple[tuple[str, float], ...] = ()
 
     @property
     def folder(self) -> str:
@@ -84,8 +84,10 @@ def load_study(name: str, data: str) -> tuple[dict, list[Experiment]]:
     if name not in study_names():
         raise ValueError(f"{name} is no study; there are {', '.join(study_names())}")
     study = yaml.safe_load((_studies() / f"{name}.yaml").read_text())
+    paper = yaml.safe_load((config_folder("benchmark_configs") / "paper.yaml").read_text())
+    reported = {row: tuple(figures.items()) for row, figures in paper[name]["rows"].items()}
     if "rows" in study:
-        return study, list(_rows(study, data))
+        return study, list(_rows(study, data, reported))
     return study, [
         Experiment(
             series["name"],
@@ -93,6 +95,7 @@ def load_study(name: str, data: str) -> tuple[dict, list[Experiment]]:
             study["config"],
             overrides + tried_overrides,
             tried if "best_of" in study else None,
+            reported.get(label, ()),
         )
         for series in study["series"]
         for label, overrides in _points(series, data)
@@ -104,7 +107,7 @@ def _studies() -> Path:
     return config_folder("configs") / "studies"
 
 
-def _rows(study: dict, data: str) -> Iterator[Experiment]:
+def _rows(study: dict, data: str, reported: dict[str, tuple]) -> Iterator[Experiment]:
     for row in study["rows"]:
         on_digits = row.get("digits", [])
         if data == "digits" and on_digits is False:
@@ -112,9 +115,8 @@ def _rows(study: dict, data: str) -> Iterator[Experiment]:
         overrides = [*_head_overrides(row, data), *row.get("overrides", [])]
         if data == "digits":
             overrides += on_digits
-        yield Experiment(
-            "", row["name"], row["config"], tuple(overrides), paper=tuple(row.get("paper", ()))
-        )
+        paper = reported.get(row["name"], ())
+        yield Experiment("", row["name"], row["config"], tuple(overrides), paper=paper)
 
 
 def _points(axis: dict | None, data: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -197,17 +199,23 @@ def _text(value) -> str:
 
 def _on_digits(config: str) -> list[str]:
     """Overrides that put an overlay of the ImageNet baseline on the digits' config instead."""
-    common = [f"config.OPTIMIZER.num_epochs={DIGITS_EPOCHS}", "config.BARLOW.PROBE.EVERY_EPOCHS=0"]
+    overlay, base, digits = (_compose(name) for name in (config, BASE, DIGITS_BASE))
+    name = overlay.LOSS.name
+    loss = overlay.LOSS[name]
+    common = [
+        f"config.OPTIMIZER.num_epochs={DIGITS_EPOCHS}",
+        "config.BARLOW.PROBE.EVERY_EPOCHS=0",
+        # The learning rates, and that of the biases above all, go with this scale.
+        f"config.LOSS.{name}.reference_world_size={loss.reference_world_size}",
+    ]
     if config == BASE:
         return [f"config=pretrain/vissl_barlow/{DIGITS_BASE}", *common]
-    overlay, base, digits = (_compose(name) for name in (config, BASE, DIGITS_BASE))
     overrides = [
         f"config=pretrain/vissl_barlow/{config}",
         f"{GROUP}={DIGITS_BASE}",
         f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={digits.DATA.TRAIN.BATCHSIZE_PER_REPLICA}",
         *common,
     ]
-    name = overlay.LOSS.name
     heads = overlay.MODEL.HEAD.PARAMS
     if heads != base.MODEL.HEAD.PARAMS:
         in_dim = digits.MODEL.HEAD.PARAMS[0][1].in_dim
@@ -217,9 +225,7 @@ def _on_digits(config: str) -> list[str]:
             shrunk.append([head, {**options, "in_dim": in_dim, "dims": dims}])
             in_dim = dims[-1]
         overrides.append(f"config.MODEL.HEAD.PARAMS={_text(shrunk)}")
-    loss = overlay.LOSS[name]
     overrides.append(f"config.LOSS.{name}.embedding_dim={_shrunk(loss.embedding_dim)}")
-    overrides.append(f"config.LOSS.{name}.reference_world_size=1")
     if "sub_batch_size" in loss:
         sub_batch = loss.sub_batch_size // DIGITS_SHRINK
         overrides.append(f"config.LOSS.{name}.sub_batch_size={sub_batch}")
@@ -316,7 +322,8 @@ def _run_one(experiment: Experiment, seed: int, options: argparse.Namespace) -> 
         linear = folder / "linear"
         again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if _finished(linear) else []
         stages.append(("linear evaluation", [*linear_evaluation(folder), *train, *val, *again]))
-    title = " ".join(filter(None, (experiment.name, experiment.tried and f"({experiment.tried})")))
+    tried = experiment.tried and f"({experiment.tried})"
+    title = " ".join(filter(None, (experiment.series, experiment.name, tried)))
     for stage, overrides in stages:
         overrides += ["config.SLURM.USE_SLURM=true"] if options.slurm else []
         if options.dry_run:
@@ -399,7 +406,7 @@ def _mean_top_1(found: list[tuple[float, ...]]) -> float:
 
 
 def _paper(experiment: Experiment) -> str:
-    return " / ".join(f"{accuracy:.1f}" for accuracy in experiment.paper) or "-"
+    return " / ".join(f"{accuracy:.1f}" for _, accuracy in experiment.paper) or "-"
 
 
 def _write_table(path: Path, title: str, header: list[str], rows: list[list[str]]) -> None:
