@@ -281,7 +281,7 @@ def _check_weights(cfg) -> None:
         model_weights(model_on_meta(cfg), path)
     except OSError as error:
         remedy = (
-            f"cannot be read ({error.strerror}); name a pretrained checkpoint (README, Formats)"
+            f"cannot be read ({error.strerror}); name a pretrained checkpoint (docs/evaluation.md)"
         )
         raise ConfigError(key, path, remedy) from None
     except CheckpointError as error:
