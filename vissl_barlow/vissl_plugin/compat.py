@@ -16,6 +16,7 @@ def apply() -> None:
     from vissl_barlow.vissl_plugin.checkpointing import CHECKPOINT_MENDS  # these need `wrap`
     from vissl_barlow.vissl_plugin.compat_evaluation import EVALUATION_MENDS
     from vissl_barlow.vissl_plugin.running import RUNNING_MENDS
+    from vissl_barlow.vissl_plugin.untrusted import UNTRUSTED_MENDS
 
     for mend in (
         *CHECKPOINT_MENDS,
@@ -27,6 +28,7 @@ def apply() -> None:
         data_paths_without_label_paths,
         *EVALUATION_MENDS,
         *RUNNING_MENDS,
+        *UNTRUSTED_MENDS,
     ):
         mend()
 
