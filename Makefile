@@ -6,13 +6,14 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart
 
-.PHONY: help install quickstart test lint bench test-gpu test-detection clean
+.PHONY: help install quickstart test lint bench bench-gpu test-gpu test-detection clean
 
 help:
 	@echo "make quickstart      install into $(VENV), pretrain on real digits, show what it learned"
 	@echo "make test            the test suite (no GPU, no Detectron2)"
 	@echo "make lint            style"
 	@echo "make bench           speed and memory against the authors' and VISSL's code, side by side"
+	@echo "make bench-gpu       the whole training step, on a GPU; fails without one"
 	@echo "make test-gpu        the tests that need a GPU; fails without one"
 	@echo "make test-detection  the tests that need Detectron2; fails without it"
 
@@ -44,6 +45,10 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	for benchmark in tests/benchmarks/bench_*.py; do $(RUN) $$benchmark --out bench || exit 1; done
+
+bench-gpu: $(INSTALLED)
+	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "bench-gpu needs a CUDA device, and torch sees none")'
+	for benchmark in step lars; do $(RUN) tests/benchmarks/bench_$$benchmark.py --out bench || exit 1; done
 
 test-gpu: $(INSTALLED)
 	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "test-gpu needs a CUDA device, and torch sees none")'

@@ -210,7 +210,7 @@ def measure_times(sizes, names: list[str], *, repeats: int) -> dict:
     for n, d in sizes:
         steps = {name: forward_backward(name, n, d) for name in names if within_reach(name, n, d)}
         if steps:
-            samples = interleaved_times(steps, repeats=repeats, seconds=30.0)
+            samples = interleaved_times(steps, repeats=repeats, seconds=15.0)
             times[n, d] = {name: median(values) for name, values in samples.items()}
             print(n, d, {name: f"{t * 1e3:.2f} ms" for name, t in times[n, d].items()}, flush=True)
     return times
