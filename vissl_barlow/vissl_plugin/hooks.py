@@ -290,8 +290,8 @@ class BarlowMonitor(ClassyHook):
             self.said.add(problem)
             logging.warning(
                 "collapse at step %d: %s (spread %.1e, effective rank %.1f). Likely causes: a "
-                "redundancy weight near 0 (config.LOSS.*.lambda_), a batch of nearly equal images, or a learning "
-                "rate that has thrown the weights away (the loss jumped before)",
+                "redundancy weight near 0 (config.LOSS.*.lambda_), a batch of nearly equal images, "
+                "or a learning rate that has thrown the weights away (the loss jumped before)",
                 entry["iteration"],
                 problem,
                 entry["embedding_std_mean"],
