@@ -6,7 +6,9 @@ can be sent any signal. Its ranks are forked too, where VISSL would spawn them.
 Run as a script it is the server: requests and answers are lines of JSON.
 """
 
+import contextlib
 import json
+import multiprocessing.util
 import os
 import signal
 import subprocess
@@ -33,7 +35,7 @@ TWO_PROCESSES = (
     "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=4",
 )
 # Seconds; ten times what a run here takes on an idle machine, to end one that hangs.
-TIME_LIMIT = 300
+TIME_LIMIT = 120
 
 
 class Run:
@@ -165,6 +167,7 @@ def _run(request: dict) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         status = 1
+    multiprocessing.util._exit_function()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -183,7 +186,8 @@ def _serve() -> None:
             pid, deadline = request["wait"], time.monotonic() + TIME_LIMIT
             while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
                 if time.monotonic() > deadline:
-                    os.killpg(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.killpg(pid, signal.SIGKILL)
                 time.sleep(0.005)
             answer = {"status": os.waitstatus_to_exitcode(done[1])}
         else:

@@ -9,6 +9,7 @@ import fcntl
 import functools
 import json
 import logging
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -239,10 +240,21 @@ class BarlowStop(ClassyHook):
         return int(answer)
 
 
-def leave_signals_to_the_run(worker_id: int) -> None:
+def leave_signals_to_the_run() -> None:
     """For a loader worker: SLURM signals it too, and without it the step cannot be finished."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_loader_workers_at_exit() -> None:
+    """For a process with such workers: at its exit Python terminates them, in vain, and waits."""
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    multiprocessing.util.Finalize(None, kill, exitpriority=100)
 
 
 def processes_end_together() -> None:

@@ -17,7 +17,10 @@ from vissl.data import build_dataloader
 from vissl.trainer.train_task import SelfSupervisionTask
 from vissl.utils.misc import set_dataloader_seeds
 
-from vissl_barlow.vissl_plugin.running import leave_signals_to_the_run
+from vissl_barlow.vissl_plugin.running import (
+    end_loader_workers_at_exit,
+    leave_signals_to_the_run,
+)
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -69,6 +72,7 @@ class BarlowTask(SelfSupervisionTask):
         return two_views.mean, two_views.std
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
+        end_loader_workers_at_exit()
         return {
             split.lower(): build_dataloader(
                 dataset=self.datasets[split.lower()],
@@ -104,7 +108,7 @@ class BarlowTask(SelfSupervisionTask):
 
 
 def _init_loader_worker(worker_id: int) -> None:
-    leave_signals_to_the_run(worker_id)
+    leave_signals_to_the_run()
     set_dataloader_seeds(worker_id)
 
 
