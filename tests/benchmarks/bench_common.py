@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+SAMPLE_SECONDS = 0.1
+
 
 def arguments(description: str) -> argparse.Namespace:
     """Command line of every benchmark: `--quick` and `--out DIR`."""
@@ -49,11 +51,16 @@ def interleaved_times(
     """Seconds per call of each candidate, called in turn so that all meet the same machine load.
 
     One unmeasured call each, then `repeats` rounds, fewer once `seconds` have passed (never less
-    than two). Summarise with `median_ratio`. `clock=time.process_time` leaves out what the processor
-    spends on other work, but counts threads that spin: for single-threaded calls.
+    than two). A round's time is the mean of as many calls as fit into `SAMPLE_SECONDS`, so that a
+    short call does not pay for the caches and the memory that a long one before it took. Summarise
+    with `median_ratio`. `clock=time.process_time` leaves out what the processor spends on other
+    work, but counts threads that spin: for single-threaded calls.
     """
-    for call in candidates.values():
+    counts = {}
+    for name, call in candidates.items():
+        start = clock()
         call()
+        counts[name] = max(1, int(SAMPLE_SECONDS / max(clock() - start, 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     begin = time.perf_counter()
     for done in range(repeats):
@@ -61,8 +68,9 @@ def interleaved_times(
             break
         for name, call in candidates.items():
             start = clock()
-            call()
-            times[name].append(clock() - start)
+            for _ in range(counts[name]):
+                call()
+            times[name].append((clock() - start) / counts[name])
     return times
 
 

@@ -1,10 +1,12 @@
 """Time of one LARS step on the parameters of ResNet-50 and the paper's projector.
 
-Ours against VISSL's and against torch's SGD, which does the same without norms: the floor. On a
-CUDA device also the kernels each launches.
+Ours against VISSL's and against torch's SGD, which does the same without norms: the floor. On CPU in
+one thread, by processor time, which other work on the machine disturbs little; on a CUDA device also
+the kernels each launches.
 """
 
 import importlib.util
+import time
 from collections.abc import Callable
 
 import matplotlib
@@ -74,11 +76,13 @@ def kernel_launches(step: Callable[[], object]) -> int:
 
 def main() -> None:
     args = arguments(__doc__)
+    torch.set_num_threads(1)
     rows, results = [], {}
     for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
         candidates = optimizers(parameters(args.quick, device))
         steps = {name: finished(candidate.step, device) for name, candidate in candidates.items()}
-        times = interleaved_times(steps, repeats=5 if args.quick else 15)
+        clock = time.process_time if device == "cpu" else time.perf_counter
+        times = interleaved_times(steps, repeats=5 if args.quick else 15, clock=clock)
         results[device] = times
         for name, seconds in times.items():
             share = 1 / median_ratio(times[VISSL], seconds) if VISSL in times else None

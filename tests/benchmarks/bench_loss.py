@@ -1,11 +1,13 @@
 """The loss, forward and backward, against the authors' formula: time, peak memory, scaling.
 
-All implementations run in turn on the same embeddings; memory is measured in a fresh process each.
+All implementations run in turn on the same embeddings, in one thread; times are processor time, which
+other work on the machine disturbs little. Memory is measured in a fresh process each.
 The figure shows each resource against N, D and the number of processes: points are measured, lines
 are computed from the counts of operations and bytes.
 """
 
 import importlib
+import time
 from collections.abc import Callable
 from functools import partial
 from math import nan
@@ -210,7 +212,9 @@ def measure_times(sizes, names: list[str], *, repeats: int) -> dict:
     for n, d in sizes:
         steps = {name: forward_backward(name, n, d) for name in names if within_reach(name, n, d)}
         if steps:
-            samples = interleaved_times(steps, repeats=repeats, seconds=15.0)
+            samples = interleaved_times(
+                steps, repeats=repeats, seconds=15.0, clock=time.process_time
+            )
             times[n, d] = {name: median(values) for name, values in samples.items()}
             print(n, d, {name: f"{t * 1e3:.2f} ms" for name, t in times[n, d].items()}, flush=True)
     return times
@@ -218,6 +222,7 @@ def measure_times(sizes, names: list[str], *, repeats: int) -> dict:
 
 def main() -> None:
     args = arguments(__doc__.splitlines()[0])
+    torch.set_num_threads(1)
     names, missing = installed()
     sizes = QUICK if args.quick else [(n, d) for d in WIDTHS for n in BATCHES]
     times = measure_times(sizes, names, repeats=7 if args.quick else 9)
