@@ -12,7 +12,7 @@ help:
 	@echo "make quickstart      install into $(VENV), pretrain on real digits, show what it learned"
 	@echo "make test            the test suite (no GPU, no Detectron2)"
 	@echo "make lint            style"
-	@echo "make bench           speed and memory against the authors' and VISSL's code, side by side"
+	@echo "make bench           speed and memory against the authors' and VISSL's code (BENCH_ARGS=--quick)"
 	@echo "make bench-gpu       the whole training step, on a GPU; fails without one"
 	@echo "make test-gpu        the tests that need a GPU; fails without one"
 	@echo "make test-detection  the tests that need Detectron2; fails without it"
@@ -44,7 +44,7 @@ lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 
 bench: $(INSTALLED)
-	for benchmark in tests/benchmarks/bench_*.py; do $(RUN) $$benchmark --out bench || exit 1; done
+	for benchmark in tests/benchmarks/bench_*.py; do $(RUN) $$benchmark --out bench $(BENCH_ARGS) || exit 1; done
 
 bench-gpu: $(INSTALLED)
 	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "bench-gpu needs a CUDA device, and torch sees none")'
