@@ -50,8 +50,10 @@ def newest_checkpoint_linked_atomically() -> None:
 
     @wrap(checkpoint, "create_file_symlink")
     def create_file_symlink(original, file1, file2):
-        temporary = f"{file2}.{os.getpid()}.tmp"
-        os.symlink(os.path.relpath(file1, os.path.dirname(file2)), temporary)
+        folder = os.path.dirname(file2)
+        # A name that `remove_leftovers` knows, for a kill before the next line but one.
+        temporary = os.path.join(folder, f".checkpoint-link-{os.getpid()}.tmp")
+        os.symlink(os.path.relpath(file1, folder), temporary)
         os.replace(temporary, file2)
 
 
