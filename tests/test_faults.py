@@ -3,18 +3,23 @@
 Environment variables make the long tests as long as one likes: FAULTS_KILLS, FAULTS_SOAK_STEPS.
 """
 
+import io
 import json
+import math
 import os
 import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forked_runs import STEPS_PER_EPOCH, TWO_PROCESSES, RunServer, logged_steps
+from PIL import Image
 
 from vissl_barlow.checkpoint import read_checkpoint
+from vissl_barlow.images import UnreadableImage, read_image
 
 KILLS = int(os.environ.get("FAULTS_KILLS", "8"))
 SOAK_STEPS = int(os.environ.get("FAULTS_SOAK_STEPS", "400"))
@@ -34,6 +39,7 @@ SHORT_GRACE = "import vissl_barlow.vissl_plugin.running as running; running.GRAC
 # Megabytes by which the peak of resident memory may grow over three quarters of a soak run: the
 # allocator's arenas settle late. A leak of one 32 x 32 image a step would be 37 MB in 3,000 steps.
 SOAK_GROWTH_MB = 16
+STEPS_OF_ALL_DIGITS = 1437 // 8
 
 
 @pytest.fixture(scope="module")
@@ -477,17 +483,112 @@ def test_a_step_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(
             assert torch.isfinite(tensor).all()
 
 
+# Bad data.
+
+CORPUS = 16  # files of each kind; the kinds make a corpus of more than 200
+
+
+def encoded(image: Image.Image, file_format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def bad_files(rng: np.random.Generator) -> dict[str, tuple[bytes, bool]]:
+    """A file of each kind: its content, and whether it is an image after all."""
+    side = int(rng.integers(20, 60))
+    photo = Image.fromarray(rng.integers(0, 256, (side, side + 3, 3), dtype=np.uint8))
+    jpeg, png = encoded(photo, "JPEG"), encoded(photo, "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = int(rng.integers(2, 9))  # orientation
+    levels = Image.fromarray(rng.integers(0, 65536, (side, side), dtype=np.uint16))
+    return {
+        "cmyk.jpg": (encoded(photo.convert("CMYK"), "JPEG"), True),
+        "palette.png": (encoded(photo.convert("P"), "PNG"), True),
+        "sixteen_bit.png": (encoded(levels, "PNG"), True),
+        "grey_alpha.png": (encoded(photo.convert("LA"), "PNG"), True),
+        "rotated.jpg": (encoded(photo, "JPEG", exif=exif), True),
+        "pixel.png": (encoded(photo.resize((1, 1)), "PNG"), True),
+        "line.png": (encoded(photo.resize((20_000, 1)), "PNG"), True),
+        "png_by_name_only.jpg": (png, True),
+        "truncated.jpg": (jpeg[: int(rng.integers(4, len(jpeg) - 2))], False),
+        "truncated.png": (png[: int(rng.integers(8, len(png) // 2))], False),
+        "empty.jpg": (b"", False),
+        "page.jpg": (b"<html>404</html>" * side, False),
+        "noise.png": (rng.bytes(500), False),
+    }
+
+
+VANISH = """
+import os
+from pathlib import Path
+from vissl_barlow.vissl_plugin.data import BarlowImageFolder
+init = BarlowImageFolder.__init__
+def listed(source, *args, **kwargs):
+    init(source, *args, **kwargs)
+    for path in Path(os.environ["IMAGES"]).glob("vanishing*.jpg"):
+        path.unlink()
+BarlowImageFolder.__init__ = listed
+"""
+
+
+def test_a_corpus_of_bad_files_is_converted_or_skipped_and_counted(server, tmp_path):
+    rng = np.random.default_rng(0)
+    images = tmp_path / "images"
+    images.mkdir()
+    readable = {}
+    for index in range(CORPUS):
+        for name, (content, is_image) in bad_files(rng).items():
+            (images / f"{index}_{name}").write_bytes(content)
+            readable[f"{index}_{name}"] = is_image
+    for index in range(4):
+        (images / f"vanishing_{index}.jpg").write_bytes((images / "0_rotated.jpg").read_bytes())
+        (images / f"folder_{index}.jpg").mkdir()
+        (images / f"dangling_{index}.jpg").symlink_to("nowhere")
+    assert len(list(images.iterdir())) > 200
+    for name, is_image in readable.items():
+        try:
+            image = read_image(images / name)
+        except UnreadableImage as error:
+            assert not is_image, f"{name}: {error}"
+        else:
+            assert is_image and image.ndim == 3 and image.shape[2] == 3, name
+
+    bad = sum(not is_image for is_image in readable.values()) + 8  # vanished, dangling
+    run = server.finish(
+        tmp_path / "run",
+        "config.DATA.TRAIN.DATA_SOURCES=[barlow_folder]",
+        f"config.DATA.TRAIN.DATA_PATHS=[{images}]",
+        "config.DATA.TRAIN.DATA_LIMIT=-1",
+        "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=4",
+        "config.BARLOW.CHECK_IMAGES=0",
+        "config.OPTIMIZER.num_epochs=2",
+        prepare=VANISH,
+        IMAGES=str(images),
+    )
+    total = len(readable) + 8
+    assert total % 4 == 0  # or the last batch, dropped, would take some of them along
+    entries = [json.loads(line) for line in (run.folder / "barlow.jsonl").read_text().splitlines()]
+    assert len(entries) == 2 * total // 4
+    assert entries[-1]["unreadable_images"] == 2 * bad
+    assert f"{2 * bad} unreadable images so far were replaced by their neighbours" in run.output
+    assert all(math.isfinite(entry["loss"]) for entry in entries)
+    for name in ("0_empty.jpg", "0_noise.png", "vanishing_0.jpg", "dangling_0.jpg"):
+        assert f"{images}/{name}: " in run.output
+
+
 # A long run.
 
 
 def test_memory_stays_flat(server, tmp_path):
-    epochs = SOAK_STEPS // STEPS_PER_EPOCH
     server.finish(
         tmp_path,
-        f"config.OPTIMIZER.num_epochs={epochs}",
-        "config.CHECKPOINT.CHECKPOINT_FREQUENCY=10",
-        f"config.LOG_FREQUENCY={SOAK_STEPS // 100}",
+        "config.DATA.TRAIN.DATA_LIMIT=-1",
+        f"config.OPTIMIZER.num_epochs={math.ceil(SOAK_STEPS / STEPS_OF_ALL_DIGITS)}",
+        f"config.LOG_FREQUENCY={SOAK_STEPS // 50}",
+        "config.OPTIMIZER.param_schedulers.lr.warmup_epochs=0",
     )
     entries = [json.loads(line) for line in (tmp_path / "barlow.jsonl").read_text().splitlines()]
+    assert entries[-1]["iteration"] >= SOAK_STEPS
     memory = [entry["memory_gib"] * 1024 for entry in entries]
     assert memory[-1] - memory[len(memory) // 4] < SOAK_GROWTH_MB
