@@ -11,6 +11,7 @@ import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 
 from vissl_barlow.checkpoint import read_checkpoint
 from vissl_barlow.images import UnreadableImage, read_image
+from vissl_barlow.vissl_plugin.hooks import BarlowMonitor
 
 KILLS = int(os.environ.get("FAULTS_KILLS", "8"))
 SOAK_STEPS = int(os.environ.get("FAULTS_SOAK_STEPS", "400"))
@@ -33,18 +35,19 @@ LOADER_WORKERS = (
     "config.DATA.NUM_DATALOADER_WORKERS=1",
     "config.MULTI_PROCESSING_METHOD=fork",
 )
-# Seconds; how long the other processes of a run may outlive one that died: in running.py, twice
-# the grace that a test shortens to 1, and what an overloaded machine adds.
+# A run's limit, to end one that hangs; a soak run gets a fifth of a second more for each step.
+SECONDS = 120
+# Seconds instead of ten, twice, that the survivors of a run get to end by themselves.
 SHORT_GRACE = "import vissl_barlow.vissl_plugin.running as running; running.GRACE = 1\n"
-# Megabytes by which the peak of resident memory may grow over three quarters of a soak run: the
-# allocator's arenas settle late. A leak of one 32 x 32 image a step would be 37 MB in 3,000 steps.
-SOAK_GROWTH_MB = 16
+# Megabytes by which the peak of resident memory may grow over three quarters of a soak run; 0.1
+# were measured. One batch kept at each of 300 steps would be 59.
+SOAK_GROWTH_MB = 4
 STEPS_OF_ALL_DIGITS = 1437 // 8
 
 
 @pytest.fixture(scope="module")
 def server():
-    with RunServer() as server:
+    with RunServer(SECONDS + SOAK_STEPS / 5) as server:
         yield server
 
 
@@ -481,6 +484,22 @@ def test_a_step_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(
         model = state["classy_state_dict"]["base_model"]["model"]
         for tensor in [*model["trunk"].values(), *model["heads"].values()]:
             assert torch.isfinite(tensor).all()
+
+
+@pytest.mark.parametrize(
+    ("not_finite", "scaled", "stops"),
+    [(0, False, False), (1, False, True), (9, True, False), (10, True, True)],
+)
+def test_loss_scaling_may_overflow_now_and_then(not_finite, scaled, stops):
+    monitor = BarlowMonitor()
+    monitor.window_iteration, monitor.non_finite = 20, torch.tensor(not_finite)
+    task = SimpleNamespace(iteration=29, amp_grad_scaler=object() if scaled else None)
+    if stops:
+        with pytest.raises(FloatingPointError, match=f"{not_finite} of the last 10 steps"):
+            monitor.check_finite(task)
+    else:
+        monitor.check_finite(task)
+    assert monitor.non_finite == 0
 
 
 # Bad data.

@@ -136,6 +136,24 @@ def test_lars_moves_nothing_without_a_gradient_and_resumes_bit_for_bit(seed, sha
     assert torch.equal(second, whole)
 
 
+def test_loss_scaling_skips_an_overflown_step_and_trains_on():
+    weight = nn.Parameter(torch.ones(2, 3))
+    lars, scaler = LARS([weight], 0.1), torch.amp.GradScaler("cpu", init_scale=2.0**16)
+
+    def step(factor: float) -> None:
+        lars.zero_grad()
+        scaler.scale(weight.sum() * factor).backward()
+        scaler.step(lars)
+        scaler.update()
+
+    step(1e35)  # 65536 times that is inf
+    assert torch.equal(weight, torch.ones(2, 3)) and not lars.state[weight]
+    assert scaler.get_scale() == 2.0**15
+    step(1.0)
+    # Equal weights and equal gradients: each moves by rate times eta.
+    torch.testing.assert_close(weight.detach(), torch.full((2, 3), 1 - 0.1 * 1e-3))
+
+
 @given(some.floats(0, 1, exclude_max=True), some.floats(0, 0.9), some.floats(0, 1))
 def test_the_schedule_stays_between_its_ends_and_turns_once(progress, warmup, end_factor):
     value = warmup_cosine(progress, warmup=warmup, end_factor=end_factor)

@@ -84,11 +84,17 @@ def logged_steps(folder: Path) -> list[int]:
 
 
 class RunServer:
-    """`with RunServer() as server: server.start(folder, *overrides).wait()`."""
+    """`with RunServer() as server: server.start(folder, *overrides).wait()`.
+
+    A run that lasts for more than `time_limit` seconds is killed.
+    """
+
+    def __init__(self, time_limit: float = TIME_LIMIT) -> None:
+        self.time_limit = time_limit
 
     def __enter__(self) -> "RunServer":
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, __file__, str(self.time_limit)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -173,7 +179,7 @@ def _run(request: dict) -> None:
     os._exit(status)
 
 
-def _serve() -> None:
+def _serve(time_limit: float) -> None:
     import vissl.engines.train  # noqa: F401
 
     import vissl_barlow
@@ -183,7 +189,7 @@ def _serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            pid, deadline = request["wait"], time.monotonic() + TIME_LIMIT
+            pid, deadline = request["wait"], time.monotonic() + time_limit
             while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
                 if time.monotonic() > deadline:
                     with contextlib.suppress(ProcessLookupError):
@@ -199,4 +205,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(float(sys.argv[1]))
