@@ -105,7 +105,7 @@ def test_a_list_of_images_with_code_is_refused(tmp_path, ran):
     path = malicious(tmp_path / "images.npy", ran)
     for mmap in (True, False):
         cfg = AttrDict({"DATA": {"TRAIN": {"MMAP_MODE": mmap, "BATCHSIZE_PER_REPLICA": 2}}})
-        with pytest.raises(ValueError, match="allow_pickle|Python objects"):
+        with pytest.raises(ValueError, match=r"allow_pickle|Python objects"):
             DiskImageDataset(cfg, "disk_filelist", str(path), "TRAIN", "x")
 
 
