@@ -43,7 +43,7 @@ GRACE = 10
 # step wait for the device.
 GPU_DELAY = 2
 # How a process fails that was talking to one that is gone.
-_LOST_CONNECTION = ("gloo", "nccl", "connection", "distbackenderror", "timed out")
+_LOST_CONNECTION = ("gloo", "nccl", "connection", "distbackenderror", "timed out", "pair closure")
 
 _locks: dict[Path, int] = {}
 
