@@ -66,10 +66,14 @@ def test_unreadable_images_are_counted_and_three_are_named(tmp_path):
     for name in "dcba":
         (bad / f"{name}.jpg").write_bytes(b"no image")
     message = refusal(tmp_path, *images_at(tmp_path / "images"))
-    assert "4 of the 9 images checked cannot be read (bad/a.jpg, bad/b.jpg, bad/c.jpg, ...)" in message
+    assert (
+        "4 of the 9 images checked cannot be read (bad/a.jpg, bad/b.jpg, bad/c.jpg, ...)" in message
+    )
     assert "config.BARLOW.CHECK_IMAGES=0" in message
     # The remedy it names works.
-    resolve(tmp_path / "run", DIGITS, *images_at(tmp_path / "images"), "config.BARLOW.CHECK_IMAGES=0")
+    resolve(
+        tmp_path / "run", DIGITS, *images_at(tmp_path / "images"), "config.BARLOW.CHECK_IMAGES=0"
+    )
 
 
 def test_embedding_dim_of_another_projector(tmp_path):
@@ -103,7 +107,9 @@ def test_global_batch_of_one(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_gpu_asked_for_and_absent(tmp_path):
     message = refusal(tmp_path, "config.MACHINE.DEVICE=gpu")
-    assert message.startswith("config.MACHINE.DEVICE=gpu:") and "config.MACHINE.DEVICE=cpu" in message
+    assert (
+        message.startswith("config.MACHINE.DEVICE=gpu:") and "config.MACHINE.DEVICE=cpu" in message
+    )
 
 
 def test_more_processes_than_gpus(tmp_path, monkeypatch):

@@ -217,3 +217,29 @@ def test_vissls_launcher_submits_its_runner(capsys, monkeypatch, tmp_path):
     assert command[-1] == "config.SLURM.USE_SLURM=true"
     state = json.loads((tmp_path / "report" / "imagenet1k_linear" / "reproduce.json").read_text())
     assert state["job"] == "815"
+
+
+def test_table_4_repeats_voc_and_reports_mean_and_spread(capsys, tmp_path):
+    arguments = ("table4", "--checkpoint", "c.pth", "--num-gpus", "2", "SOLVER.MAX_ITER=9")
+    voc, coco = "voc0712_faster_rcnn_R50_C4_24k", "coco_mask_rcnn_R50_C4_1x"
+    planned = commands(capsys, *arguments)
+    assert [command[-3] for command in planned] == ["0", "1", "2", "3", "4", "0"]
+    assert planned[1] == [
+        *(sys.executable, "-m", "vissl_barlow.detection", "--resume", "--num-gpus", "2"),
+        *("--config-file", voc, "MODEL.WEIGHTS", f"{tmp_path}/c.pth"),
+        *("OUTPUT_DIR", f"{tmp_path}/report/{voc}/seed1", "SEED", "1", "SOLVER.MAX_ITER", "9"),
+    ]
+    # As Detectron2's run writes them.
+    for seed, ap in ((0, 56.0), (3, 57.0)):
+        folder = tmp_path / "report" / voc / f"seed{seed}"
+        folder.mkdir(parents=True)
+        boxes = {"AP": ap, "AP50": 82.0, "AP75": 63.0}
+        content = {"voc_2007_test": {"metric": "VOC's", "bbox": boxes}}
+        (folder / "results.json").write_text(json.dumps(content))
+    # What is finished is not run again.
+    assert [command[-3] for command in commands(capsys, *arguments)] == ["1", "2", "4", "0"]
+    assert main(["table4", "--list"]) == 0
+    report = (tmp_path / "report" / "table4.md").read_text()
+    assert "| VOC07+12 detection | box AP | 56.5 ± 0.7 (2 of 5 runs) | 56.8 |" in report
+    assert "| COCO detection and segmentation | mask AP | - | 34.3 |" in report
+    assert coco in (tmp_path / "report" / "table4.json").read_text()

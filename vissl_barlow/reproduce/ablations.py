@@ -27,7 +27,7 @@ from rich.table import Table
 
 from vissl_barlow.figures import draw_accuracies
 from vissl_barlow.paths import config_folder
-from vissl_barlow.reproduce.results import read_accuracy
+from vissl_barlow.reproduce.results import read_accuracy, reported
 
 GROUP = "config/pretrain/vissl_barlow"
 BASE, DIGITS_BASE = "resnet50_in1k_300ep", "digits_quickstart"
@@ -84,10 +84,9 @@ def load_study(name: str, data: str) -> tuple[dict, list[Experiment]]:
     if name not in study_names():
         raise ValueError(f"{name} is no study; there are {', '.join(study_names())}")
     study = yaml.safe_load((_studies() / f"{name}.yaml").read_text())
-    paper = yaml.safe_load((config_folder("benchmark_configs") / "paper.yaml").read_text())
-    reported = {row: tuple(figures.items()) for row, figures in paper[name]["rows"].items()}
+    papers = {row: tuple(figures.items()) for row, figures in reported(name).items()}
     if "rows" in study:
-        return study, list(_rows(study, data, reported))
+        return study, list(_rows(study, data, papers))
     return study, [
         Experiment(
             series["name"],
@@ -95,7 +94,7 @@ def load_study(name: str, data: str) -> tuple[dict, list[Experiment]]:
             study["config"],
             overrides + tried_overrides,
             tried if "best_of" in study else None,
-            reported.get(label, ()),
+            papers.get(label, ()),
         )
         for series in study["series"]
         for label, overrides in _points(series, data)
@@ -107,7 +106,7 @@ def _studies() -> Path:
     return config_folder("configs") / "studies"
 
 
-def _rows(study: dict, data: str, reported: dict[str, tuple]) -> Iterator[Experiment]:
+def _rows(study: dict, data: str, papers: dict[str, tuple]) -> Iterator[Experiment]:
     for row in study["rows"]:
         on_digits = row.get("digits", [])
         if data == "digits" and on_digits is False:
@@ -115,7 +114,7 @@ def _rows(study: dict, data: str, reported: dict[str, tuple]) -> Iterator[Experi
         overrides = [*_head_overrides(row, data), *row.get("overrides", [])]
         if data == "digits":
             overrides += on_digits
-        paper = reported.get(row["name"], ())
+        paper = papers.get(row["name"], ())
         yield Experiment("", row["name"], row["config"], tuple(overrides), paper=paper)
 
 

@@ -1,10 +1,18 @@
-"""What finished experiments came to, read from the files that VISSL and its tools leave."""
+"""What finished experiments came to, read from the files that VISSL, its tools and Detectron2 leave."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+
+from vissl_barlow.paths import config_folder
+
+
+def reported(name: str) -> dict[str, dict[str, float]]:
+    """What the paper reports of a table or figure: row to figures, in %."""
+    content = (config_folder("benchmark_configs") / "paper.yaml").read_text()
+    return yaml.safe_load(content)[name]["rows"]
 
 
 def read_accuracy(path: Path) -> dict[str, float] | None:
@@ -32,7 +40,24 @@ def read_mean_average_precision(path: Path) -> dict[str, float] | None:
     return {"mAP": 100 * json.loads(path.read_text())["mAP"]} if path.exists() else None
 
 
+DETECTION_TASKS = {"bbox": "box", "segm": "mask"}
+
+
+def read_detection(path: Path) -> dict[str, float] | None:
+    """APs in % from the detection run's results.json; None while there is none."""
+    if not path.exists():
+        return None
+    (scores,) = json.loads(path.read_text()).values()  # one data set is tested on
+    return {
+        f"{DETECTION_TASKS[task]} {name}": scores[task][name]
+        for task in DETECTION_TASKS
+        if task in scores
+        for name in ("AP", "AP50", "AP75")
+    }
+
+
 READERS: dict[str, Callable[[Path], dict[str, float] | None]] = {
     "accuracy": read_accuracy,
     "mean_average_precision": read_mean_average_precision,
+    "detection": read_detection,
 }

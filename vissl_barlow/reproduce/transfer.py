@@ -3,12 +3,13 @@
 A table is a file of `benchmark_configs/tables`:
 
     title, inputs   the data it wants: option name and description
-    rows            name, label; `paper`: the paper's figures in %; `result`: file and kind, a key of
-                    `results.READERS`; `steps`: commands, one after another
+    rows            name (paper.yaml has its figures by it), label; `result`: file and kind, a key of
+                    `results.READERS`; `steps`: commands, one after another; `seeds`: run once for
+                    each, report mean and standard deviation
     steps           module, arguments; `creates`: the last file it writes, where it has one
 
-In arguments {checkpoint}, {folder} (the row's own) and {<input>} stand for paths; `creates` and the
-result's file are below {folder}.
+In arguments {checkpoint}, {folder} (the row's own) and {<input>} stand for paths, {seed} and {num-gpus}
+for numbers; `creates` and the result's file are below {folder}.
 """
 
 import argparse
@@ -21,16 +22,19 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 import yaml
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
 from vissl_barlow.paths import config_folder
-from vissl_barlow.reproduce.results import READERS
+from vissl_barlow.reproduce.results import READERS, reported
 
 # The tool of VISSL's that knows SLURM; others are submitted with sbatch.
 RUNNER = "tools.run_distributed_engines"
+# Detectron2's command line: overrides are pairs of words, and the number of GPUs is an option.
+DETECTION = "vissl_barlow.detection"
 STATE_FILE = "reproduce.json"
 
 
@@ -45,9 +49,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment of a table; see the module's docstring."""
+    """One experiment of a table, with one seed; see the module's docstring.
+
+    `name` is its folder; rows that differ in their seed alone share their `group`.
+    """
 
     name: str
+    group: str
+    seed: int
     label: str
     paper: dict[str, float]
     result: dict[str, str]
@@ -57,7 +66,12 @@ class Row:
     def needs(self) -> set[str]:
         """The inputs that the row's arguments name."""
         text = " ".join(argument for step in self.steps for argument in step.arguments)
-        return set(re.findall(r"\{([\w-]+)\}", text)) - {"checkpoint", "folder"}
+        return set(re.findall(r"\{([\w-]+)\}", text)) - {
+            "checkpoint",
+            "folder",
+            "seed",
+            "num-gpus",
+        }
 
     def read_result(self, folder: Path) -> dict[str, float] | None:
         """The row's figures in %, if its experiment in `folder` has come to its end."""
@@ -81,15 +95,22 @@ def table_names() -> list[str]:
 def load_table(name: str) -> Table:
     """The table `name`, one of `table_names()`."""
     content = yaml.safe_load((_tables() / f"{name}.yaml").read_text())
+    papers = reported(name)
     rows = tuple(
         Row(
-            **{key: row[key] for key in ("name", "label", "paper", "result")},
+            name=f"{row['name']}/seed{seed}" if "seeds" in row else row["name"],
+            group=row["name"],
+            seed=seed,
+            label=row["label"],
+            paper=papers[row["name"]],
+            result=row["result"],
             steps=tuple(
                 Step(step["module"], tuple(step["arguments"]), step.get("creates", ""))
                 for step in row["steps"]
             ),
         )
         for row in content["rows"]
+        for seed in row.get("seeds", [0])
     )
     return Table(content["title"], content["inputs"], rows)
 
@@ -105,7 +126,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         type=Path,
         help="of this plugin, of the authors, of VISSL or of torchvision",
     )
-    for option, description in load_table(name).inputs.items():
+    table = load_table(name)
+    if any(step.module == DETECTION for row in table.rows for step in row.steps):
+        parser.add_argument("--num-gpus", type=int, default=8, help="default: %(default)s")
+    for option, description in table.inputs.items():
         parser.add_argument(f"--{option}", type=Path, help=description)
     parser.add_argument("--out", type=Path, default=Path("report"), help="default: %(default)s")
     parser.add_argument("--only", default="", help="rows whose name contains this")
@@ -167,7 +191,8 @@ def _run_row(row: Row, inputs: dict[str, str], options: argparse.Namespace) -> b
     for step in row.steps:
         if step.creates and (folder / step.creates).exists():
             continue
-        command = _command(step, {**inputs, "folder": str(folder)}, options)
+        numbers = {"seed": str(row.seed), "num-gpus": str(getattr(options, "num_gpus", 1))}
+        command = _command(step, {**inputs, **numbers, "folder": str(folder)}, options)
         if options.dry_run:
             print(shlex.join(command), flush=True)
         elif options.slurm and not step.creates:
@@ -182,6 +207,8 @@ def _run_row(row: Row, inputs: dict[str, str], options: argparse.Namespace) -> b
 
 def _command(step: Step, paths: dict[str, str], options: argparse.Namespace) -> list[str]:
     arguments = [_filled(argument, paths) for argument in step.arguments]
+    if step.module == DETECTION:
+        arguments += [word for override in options.overrides for word in override.split("=", 1)]
     if any(argument.startswith("config=") for argument in arguments):
         arguments += options.overrides
         # Trained to the end but not tested to the end: the last epoch is run again.
@@ -191,7 +218,7 @@ def _command(step: Step, paths: dict[str, str], options: argparse.Namespace) -> 
             arguments.append("config.SLURM.USE_SLURM=true")
     command = [sys.executable, "-m", step.module, *arguments]
     if options.slurm and step.module != RUNNER and not step.creates:
-        return _sbatch(command, paths["folder"])
+        return _sbatch(command, paths["folder"], paths["num-gpus"])
     return command
 
 
@@ -204,7 +231,7 @@ def _filled(argument: str, paths: dict[str, str]) -> str:
     return re.sub(r"\{([\w-]+)\}", lambda match: paths[match[1]], argument)
 
 
-def _sbatch(command: list[str], folder: str) -> list[str]:
+def _sbatch(command: list[str], folder: str, gpus: str) -> list[str]:
     """`command` as a SLURM job, with the settings VISSL's launcher reads from its config."""
     settings = dict(a.split("=", 1) for a in command if a.startswith("config.SLURM."))
     partition = settings.get("config.SLURM.PARTITION", "")
@@ -214,7 +241,7 @@ def _sbatch(command: list[str], folder: str) -> list[str]:
         *([f"--partition={partition}"] if partition else []),
         "--nodes=1",
         "--ntasks=1",
-        "--gpus-per-node=1",
+        f"--gpus-per-node={gpus}",
         f"--cpus-per-task={settings.get('config.SLURM.NUM_CPU_PER_PROC', 8)}",
         f"--output={folder}/slurm-%j.out",
         f"--wrap={shlex.join(command)}",
@@ -281,22 +308,34 @@ def _execute(row: Row, folder: Path, command: list[str]) -> bool:
     return done.returncode == 0
 
 
+def _summary(figures: list[float], wanted: int) -> str:
+    """One figure, or mean and standard deviation of several and how many of those wanted there are."""
+    if not figures:
+        return "-"
+    if wanted == 1:
+        return f"{figures[0]:.1f}"
+    spread = f" ± {stdev(figures):.1f}" if len(figures) > 1 else ""
+    return f"{fmean(figures):.1f}{spread} ({len(figures)} of {wanted} runs)"
+
+
 def _report(name: str, table: Table, out: Path) -> None:
     """Prints the table beside the paper's and writes it to `<out>/<name>.md` and `.json`."""
     results = {row.name: row.read_result(out.resolve() / row.name) for row in table.rows}
     header = ("", "figure", "measured, %", "paper, %")
     lines = []
-    for row in table.rows:
-        for figure, paper in row.paper.items():
-            measured = f"{results[row.name][figure]:.1f}" if results[row.name] else "-"
-            lines.append((row.label, figure, measured, f"{paper:.1f}"))
+    for group in dict.fromkeys(row.group for row in table.rows):
+        rows = [row for row in table.rows if row.group == group]
+        finished = [results[row.name] for row in rows if results[row.name]]
+        for figure, paper in rows[0].paper.items():
+            measured = _summary([result[figure] for result in finished], len(rows))
+            lines.append((rows[0].label, figure, measured, f"{paper:.1f}"))
     console_table = ConsoleTable(*header, title=table.title)
     for line in lines:
         console_table.add_row(*line)
     Console().print(console_table)
     out.mkdir(parents=True, exist_ok=True)
     rows = "\n".join(f"| {' | '.join(line)} |" for line in (header, ("---",) * 4, *lines))
-    notes = {row.label: _read_state(out / row.name).get("overrides") for row in table.rows}
+    notes = {row.name: _read_state(out / row.name).get("overrides") for row in table.rows}
     # Figures of another protocol than the paper's must say so.
     changed = [f"{label}: run with {shlex.join(o)}" for label, o in notes.items() if o]
     for note in changed:
