@@ -49,6 +49,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["vissl_barlow", "vissl_barlow.*"])
     + find_namespace_packages(include=["hydra_plugins.*"]),
+    package_data={"vissl_barlow.reproduce": ["report.html"]},
     cmdclass={"build_py": BuildWithConfigs, "editable_wheel": EditableOnPath},
     # What the plugin and VISSL 0.1.6 import, at current versions; constraints.txt has the tested ones.
     install_requires=[
@@ -66,6 +67,7 @@ setup(
         "tensorboard",
         "matplotlib",
         "rich",
+        "jinja2",
         "opencv-python-headless",
         "simplejpeg",
         "setuptools<82",  # VISSL imports pkg_resources, which setuptools 82 removed

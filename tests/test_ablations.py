@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretend_runs import experiment, probed
 from torch.nn import functional as F
 from vissl_runs import ANYWHERE, resolve
 
@@ -331,10 +332,10 @@ def test_every_study_has_its_experiments():
 def test_every_experiment_of_a_study_resolves_in_a_folder_of_its_own(study, data, tmp_path):
     experiments = ablations.load_study(study, data)[1]
     folders = set()
-    for experiment in experiments:
-        config, *rest = ablations.pretraining(experiment, data, tmp_path)
+    for each in experiments:
+        config, *rest = ablations.pretraining(each, data, tmp_path)
         resolve(tmp_path, config.removeprefix("config="), *rest, *ANYWHERE)
-        folders.add(experiment.folder)
+        folders.add(each.folder)
     # Only the baseline may be in a figure twice.
     shared = {"figure4": 1}.get(study, 0)
     assert len(folders) == len(experiments) - shared
@@ -342,9 +343,9 @@ def test_every_experiment_of_a_study_resolves_in_a_folder_of_its_own(study, data
 
 def test_table_7_has_the_papers_shapes():
     shapes = []
-    for experiment in ablations.load_study("table7", "imagenet")[1]:
-        dims = [o.split("=")[1] for o in experiment.overrides if ".dims=" in o]
-        shapes.append((experiment.name, *dims))
+    for each in ablations.load_study("table7", "imagenet")[1]:
+        dims = [o.split("=")[1] for o in each.overrides if ".dims=" in o]
+        shapes.append((each.name, *dims))
     for name, *dims in shapes[1:]:
         named = [f"[{widths.replace('-', ',')}]" for widths in name.split(" / ")]
         assert named == dims
@@ -359,13 +360,8 @@ def _options(tmp_path, *arguments):
 
 def _pretend(tmp_path, study, accuracies):
     """Writes the probe's result of each experiment, as a finished run would."""
-    for experiment in ablations.load_study(study, "digits")[1]:
-        found = accuracies.get((experiment.name, experiment.tried or ""))
-        if found is not None:
-            folder = tmp_path / "digits" / "runs" / experiment.folder / "seed0"
-            folder.mkdir(parents=True, exist_ok=True)
-            result = {"pretrained trunk": found, "untrained trunk": 0.3, "pixels": 0.9}
-            (folder / "barlow_probe.json").write_text(json.dumps(result))
+    for (name, tried), accuracy in accuracies.items():
+        probed(experiment(tmp_path, study, name, "digits", tried=tried or None), accuracy)
 
 
 def test_a_figure_shows_the_best_of_the_grid_and_says_which_data(tmp_path):
@@ -373,19 +369,27 @@ def test_a_figure_shows_the_best_of_the_grid_and_says_which_data(tmp_path):
     _pretend(tmp_path, "figure2", found)
     assert main(["figure2", "--list", "--data", "digits", "--out", str(tmp_path)]) == 0
     table = (tmp_path / "digits" / "figure2.md").read_text()
-    assert "(digits, NOT ImageNet)" in table
-    assert "| batch size 32 (lr 0.2) | 70.0 | 30.0 |" in table
-    assert "| batch size 128 (lr 0.1) | 90.0 | 30.0 |" in table
-    assert "| batch size 64 | - | - |" in table
+    assert "digits, NOT ImageNet" in table
+    assert "| batch size 32 (lr 0.2) | probe | 30.0 | 70.0 | +40.0 |" in table
+    assert "| batch size 128 (lr 0.1) | probe | 30.0 | 90.0 | +60.0 |" in table
+    assert "| batch size 64 | probe |  |  |  |" in table
     assert (tmp_path / "digits" / "figure2.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_several_seeds_are_averaged_and_counted(tmp_path):
+    for seed, accuracy in ((0, 0.9), (1, 0.94)):
+        probed(experiment(tmp_path, "table6", "(b) predictor", "digits", seed=seed), accuracy)
+    assert main(["table6", "--list", "--data", "digits", "--out", str(tmp_path)]) == 0
+    table = (tmp_path / "digits" / "table6.md").read_text()
+    assert "| (b) predictor | probe | 30.0 | 92.0 ± 2.8 (2 runs) | +62.0 |" in table
 
 
 def test_the_papers_numbers_stand_beside_imagenets_only(tmp_path):
     for data in ("imagenet", "digits"):
         assert main(["table5", "--list", "--data", data, "--out", str(tmp_path)]) == 0
-    row = "| Only invariance term (on-diag term) | - |"
-    assert f"{row} 57.3 / 80.5 |" in (tmp_path / "imagenet" / "table5.md").read_text()
-    assert f"{row} - |" in (tmp_path / "digits" / "table5.md").read_text()
+    row = "| Only invariance term (on-diag term) |"
+    assert f"{row} top-1 | 57.3 |  |" in (tmp_path / "table5.md").read_text()
+    assert f"{row} probe |  |" in (tmp_path / "digits" / "table5.md").read_text()
 
 
 def test_only_unfinished_experiments_run(tmp_path, capsys):
@@ -426,7 +430,7 @@ def test_imagenet_is_pretrained_then_evaluated_and_a_finished_stage_is_not_repea
     meter = {"top_1": {"res5avg": 71.2}, "top_5": {"res5avg": 90.1}}
     last = {"train_phase_idx": 99, "test_accuracy_list_meter": meter}
     (linear / "metrics.json").write_text(json.dumps(last))
-    assert ablations.read_result(Path(folder), "imagenet") == (71.2, 90.1)
+    assert ablations.read_result(Path(folder), "imagenet") == {"top-1": 71.2, "top-5": 90.1}
     ablations.run("figure4", options)
     assert capsys.readouterr().out == ""
 
@@ -447,14 +451,16 @@ def test_a_miniature_runs_to_its_table(tmp_path, capsys):
         "config.OPTIMIZER.param_schedulers.lr.warmup_epochs=0",
     ]
     assert main([*arguments, *epoch]) == 0
-    row = next(
-        line
-        for line in (tmp_path / "digits" / "table5.md").read_text().splitlines()
-        if line.startswith("| Only red")
-    )
-    pretrained, untrained = (float(cell) for cell in row.split("|")[2:4])
+    table = (tmp_path / "digits" / "table5.md").read_text()
+    row = next(line for line in table.splitlines() if line.startswith("| Only red"))
+    untrained, pretrained = (float(cell) for cell in row.split("|")[3:5])
     assert 5 < pretrained < 100 and 5 < untrained < 100
+    assert "with config.OPTIMIZER.num_epochs=1" in table  # not the study's twenty, and says so
     capsys.readouterr()
+    assert main([*arguments, "--list"]) == 0
+    capsys.readouterr()
+    unchanged = (tmp_path / "digits" / "table5.md").read_text().splitlines()
+    assert "| Only red. red. term (off-diag term) | probe |  |" in unchanged
     assert main([*arguments, *epoch, "--dry-run"]) == 0
     assert capsys.readouterr().out == ""
     assert main([*arguments, "--dry-run"]) == 0  # one epoch must not pass for the study's twenty

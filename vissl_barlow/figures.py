@@ -1,15 +1,17 @@
 """The pictures: matplotlib on plain numbers, written to a file."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 matplotlib.use("Agg")  # training machines have no screen
 
 LARGEST_CORRELATION_SHOWN = 1.0
+OURS, REFERENCE = "tab:blue", "tab:orange"
 
 
 def draw_pretraining(
@@ -57,7 +59,7 @@ def draw_pretraining(
 
 def draw_accuracies(
     path: str | os.PathLike,
-    lines: dict[str, Sequence[tuple[str, Sequence[float]]]],
+    panels: Mapping[str, Sequence[tuple[str, Sequence[float], float | None]]],
     x_label: str,
     y_label: str,
     title: str,
@@ -66,16 +68,16 @@ def draw_accuracies(
 
     Args:
         path: of the PNG.
-        lines: series to its points, (value, accuracies of its runs in %). The axis is logarithmic where
-            all values are numbers more than tenfold apart, else by name.
+        panels: series to its points, (value, accuracies of its runs in %, what the paper reports). The
+            axis is logarithmic where all values are numbers more than tenfold apart, else by name.
         x_label, y_label, title: x_label names the first series' axis, the others name theirs.
     """
-    figure = Figure(figsize=(5.5 * len(lines) + 1, 4.4), layout="constrained")
+    figure = Figure(figsize=(5.5 * len(panels) + 1, 4.4), layout="constrained")
     figure.suptitle(title)
     for axes, (series, points) in zip(
-        figure.subplots(1, len(lines), squeeze=False)[0], lines.items()
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items()
     ):
-        names = [name for name, _ in points]
+        names = [name for name, _, _ in points]
         try:
             positions = [float(name) for name in names]
         except ValueError:
@@ -86,9 +88,98 @@ def draw_accuracies(
                 axes.set_xscale("log")
             axes.set_xticks(positions, names, rotation=45)
             axes.minorticks_off()
-        axes.plot(positions, [np.mean(accuracies) for _, accuracies in points], color="black")
-        for position, (_, accuracies) in zip(positions, points):
-            axes.plot([position] * len(accuracies), accuracies, "o", color="tab:blue", alpha=0.6)
-        axes.set(xlabel=x_label if series == next(iter(lines)) else series, ylabel=y_label)
+        measured = [(x, values) for x, (_, values, _) in zip(positions, points) if values]
+        axes.plot([x for x, _ in measured], [np.mean(v) for _, v in measured], color="black")
+        for x, values in measured:
+            axes.plot([x] * len(values), values, "o", color=OURS, alpha=0.6)
+        paper = [(x, value) for x, (_, _, value) in zip(positions, points) if value is not None]
+        axes.plot([x for x, _ in paper], [value for _, value in paper], "D", color=REFERENCE)
+        axes.set(xlabel=x_label if series == next(iter(panels)) else series, ylabel=y_label)
+        axes.margins(0.08)
         axes.grid(alpha=0.3)
+    handles = [
+        Line2D([], [], color=color, marker=marker, linestyle="", label=label)
+        for label, color, marker in (("ours", OURS, "o"), ("paper", REFERENCE, "D"))
+        if any(
+            values if label == "ours" else reported is not None
+            for points in panels.values()
+            for _, values, reported in points
+        )
+    ]
+    figure.legend(handles=handles, loc="outside lower right", ncols=2)
+    figure.savefig(path, dpi=110)
+
+
+def draw_comparison(
+    path: str | os.PathLike,
+    rows: Sequence[tuple[str, Mapping[str, Sequence[float]]]],
+    x_label: str,
+    title: str,
+) -> None:
+    """The rows of a table as dots on one axis, each source of numbers with a colour of its own.
+
+    Args:
+        path: of the PNG.
+        rows: labels, each with values by their source; the last source is ours.
+        x_label, title: the axis' and the figure's.
+    """
+    figure = Figure(figsize=(9, 0.26 * len(rows) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    sources = list(dict.fromkeys(name for _, values in rows for name in values))
+    styles = {"ours": (OURS, "o"), "VISSL's built-in": ("tab:green", "s")}
+    for y, (_, by_source) in enumerate(rows):
+        for source, values in by_source.items():
+            color, marker = styles.get(source, (REFERENCE, "D"))
+            axes.plot(values, [y] * len(values), marker, color=color, alpha=0.75)
+    for source in sources:
+        color, marker = styles.get(source, (REFERENCE, "D"))
+        axes.plot([], [], marker, color=color, label=source)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set(xlabel=x_label, title=title)
+    axes.grid(alpha=0.3)
+    if sources:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    figure.savefig(path, dpi=110)
+
+
+def draw_curves(
+    path: str | os.PathLike, histories: Mapping[str, Sequence[dict]], title: str
+) -> None:
+    """What pretraining changes, step by step: the loss, C and the effective ranks, one colour a run.
+
+    Args:
+        path: of the PNG.
+        histories: label to one dict per logged step, with the monitor's keys.
+        title: of the whole figure.
+    """
+    panels = {
+        "loss (equation 1)": {"loss": "-"},
+        "C: mean diagonal (solid), off-diagonal RMS (dashed)": {
+            "diagonal_mean": "-",
+            "off_diagonal_rms": "--",
+        },
+        "effective rank: representations (solid), embeddings (dashed)": {
+            "effective_rank_representation": "-",
+            "effective_rank_embedding": "--",
+        },
+    }
+    height = 4.2 + 0.2 * len(histories)
+    figure = Figure(figsize=(15, height), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, keys) in zip(figure.subplots(1, len(panels)), panels.items()):
+        for number, history in enumerate(histories.values()):
+            for key, style in keys.items():
+                points = [(entry["iteration"], entry[key]) for entry in history if key in entry]
+                if points:
+                    axes.plot(*zip(*points), style, color=f"C{number % 10}")
+        axes.set(xlabel="step", title=name)
+        axes.title.set_fontsize(10)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_yscale("log")
+    handles = [
+        Line2D([], [], color=f"C{number % 10}", label=label)
+        for number, label in enumerate(histories)
+    ]
+    figure.legend(handles=handles, loc="outside lower left", fontsize=8)
     figure.savefig(path, dpi=110)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from vissl_barlow.reproduce import ablations, transfer
+from vissl_barlow.reproduce import ablations, report, transfer
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,6 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
         study = names.add_parser(name, help=ablations.load_study(name, "imagenet")[0]["title"])
         ablations.add_arguments(study)
         study.set_defaults(run=ablations.run)
+    summary = names.add_parser("report", help="tables, figures and a page of all runs in a folder")
+    report.add_arguments(summary)
     # Overrides may stand between the options, where a parser of its own would not look for them.
     options, others = parser.parse_known_args(arguments)
     unknown = [argument for argument in others if argument.startswith("-")]
@@ -25,7 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.overrides = [*options.overrides, *others]
     try:
-        return options.run(options.name, options)
+        if options.name == "report":
+            return report.run(options)
+        status = options.run(options.name, options)
+        if not options.dry_run:
+            data = getattr(options, "data", report.IMAGENET)
+            report.report_one(options.name, data, options.overrides, options.out)
+        return status
     except ValueError as error:
         parser.error(str(error))
 

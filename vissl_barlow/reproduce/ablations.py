@@ -1,20 +1,18 @@
 """Sections 4 and 5 as studies: tables 5 to 7, figures 2 to 5, and section 5's objectives side by side.
 
 A study is a file of `configs/studies`: a title and the experiments, each a config with overrides. Here
-it becomes the commands of VISSL's runner, and their results become a table and, for a figure, a
-picture. On ImageNet an experiment is pretraining, then the linear evaluation of Table 1; on the digits
-it is the same overlay on `digits_quickstart`, with every width of the heads divided by 16, and its
-result is the probe at the end. The two never share a table.
+it becomes the commands of VISSL's runner; `report` makes the table or the figure of their results. On
+ImageNet an experiment is pretraining, then the linear evaluation of Table 1; on the digits it is the
+same overlay on `digits_quickstart`, with every width of the heads divided by 16, and its result is the
+probe at the end. The two never share a table.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import functools
 import re
 import shlex
-import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,14 +20,12 @@ from pathlib import Path
 
 import yaml
 from hydra import compose, initialize_config_dir
-from rich.console import Console
-from rich.table import Table
 
-from vissl_barlow.figures import draw_accuracies
 from vissl_barlow.paths import config_folder
-from vissl_barlow.reproduce.results import read_accuracy, reported
+from vissl_barlow.reproduce.execute import execute
+from vissl_barlow.reproduce.results import read_accuracy, read_probe, reported
 
-GROUP = "config/pretrain/vissl_barlow"
+GROUP = "pretrain/vissl_barlow"
 BASE, DIGITS_BASE = "resnet50_in1k_300ep", "digits_quickstart"
 LINEAR_EVALUATION = "benchmark/vissl_barlow/imagenet1k_linear"
 # The digits' widths are the paper's divided by this, so that every overlay keeps its proportions.
@@ -84,7 +80,7 @@ def load_study(name: str, data: str) -> tuple[dict, list[Experiment]]:
     if name not in study_names():
         raise ValueError(f"{name} is no study; there are {', '.join(study_names())}")
     study = yaml.safe_load((_studies() / f"{name}.yaml").read_text())
-    papers = {row: tuple(figures.items()) for row, figures in reported(name).items()}
+    papers = {row: tuple(figures.items()) for row, figures in reported(name)["rows"].items()}
     if "rows" in study:
         return study, list(_rows(study, data, papers))
     return study, [
@@ -145,7 +141,7 @@ def _head_overrides(row: dict, data: str) -> list[str]:
         [_shrunk(width) for width in widths] if data == "digits" else widths
         for widths in row["heads"]
     )
-    loss = _compose(row["config"]).LOSS.name
+    loss = compose_config(f"{GROUP}/{row['config']}").LOSS.name
     return [
         f"config.MODEL.HEAD.PARAMS.0.1.dims={_text(projector)}",
         f"config.MODEL.HEAD.PARAMS.1.1.in_dim={projector[-1]}",
@@ -156,7 +152,7 @@ def _head_overrides(row: dict, data: str) -> list[str]:
 
 def pretraining(experiment: Experiment, data: str, folder: Path, seed: int = 0) -> list[str]:
     """Hydra's overrides for the experiment's pretraining, with its checkpoints in `folder`."""
-    base = [f"config=pretrain/vissl_barlow/{experiment.config}"]
+    base = [f"config={GROUP}/{experiment.config}"]
     if data == "digits":
         base = _on_digits(experiment.config)
     return [
@@ -176,9 +172,17 @@ def linear_evaluation(folder: Path) -> list[str]:
     ]
 
 
-def _compose(config: str):
-    with initialize_config_dir(str(config_folder("configs").resolve()), version_base="1.3"):
-        return compose(f"{GROUP}/{config}").config
+@functools.cache
+def compose_config(name: str, overrides: tuple[str, ...] = ()):
+    """The section `config` of a shipped config, composed by hydra; `name` as after `config=`.
+
+    Raises:
+        hydra.errors.HydraException: there is none, or an override does not fit it.
+    """
+    folder = config_folder("configs" if name.startswith(GROUP) else "benchmark_configs")
+    with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+        # A choice of the group `config`, as on VISSL's command line: other groups are then absolute.
+        return compose(overrides=[f"+config={name}", *overrides]).config
 
 
 def _shrunk(width: int) -> int:
@@ -198,7 +202,9 @@ def _text(value) -> str:
 
 def _on_digits(config: str) -> list[str]:
     """Overrides that put an overlay of the ImageNet baseline on the digits' config instead."""
-    overlay, base, digits = (_compose(name) for name in (config, BASE, DIGITS_BASE))
+    overlay, base, digits = (
+        compose_config(f"{GROUP}/{name}") for name in (config, BASE, DIGITS_BASE)
+    )
     name = overlay.LOSS.name
     loss = overlay.LOSS[name]
     common = [
@@ -208,10 +214,10 @@ def _on_digits(config: str) -> list[str]:
         f"config.LOSS.{name}.reference_world_size={loss.reference_world_size}",
     ]
     if config == BASE:
-        return [f"config=pretrain/vissl_barlow/{DIGITS_BASE}", *common]
+        return [f"config={GROUP}/{DIGITS_BASE}", *common]
     overrides = [
-        f"config=pretrain/vissl_barlow/{config}",
-        f"{GROUP}={DIGITS_BASE}",
+        f"config={GROUP}/{config}",
+        f"config/{GROUP}={DIGITS_BASE}",
         f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={digits.DATA.TRAIN.BATCHSIZE_PER_REPLICA}",
         *common,
     ]
@@ -231,25 +237,19 @@ def _on_digits(config: str) -> list[str]:
     return overrides
 
 
-def _finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
     """Whether VISSL's training in `folder` came to its end."""
     return any(folder.glob("model_final_checkpoint_phase*.torch"))
 
 
-def read_result(folder: Path, data: str) -> tuple[float, ...] | None:
-    """What an experiment in `folder` came to, in %; None while it has not.
+def read_result(folder: Path, data: str) -> dict[str, float] | None:
+    """What an experiment in `folder` came to, in %, by figure; None while it has not.
 
-    On the digits: probe accuracy of the pretrained and of the untrained trunk. On ImageNet: top-1 and
-    top-5 of the linear evaluation.
+    On the digits: the probe's accuracies. On ImageNet: the linear evaluation's.
     """
     if data == "digits":
-        path = folder / "barlow_probe.json"
-        accuracies = json.loads(path.read_text()) if path.exists() else {}
-        if "pretrained trunk" not in accuracies:
-            return None
-        return tuple(100 * accuracies[f"{state} trunk"] for state in ("pretrained", "untrained"))
-    accuracies = read_accuracy(folder / "linear" / "metrics.json")
-    return accuracies and (accuracies["top-1"], accuracies["top-5"])
+        return read_probe(folder)
+    return read_accuracy(folder / "linear" / "metrics.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -275,11 +275,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(name: str, options: argparse.Namespace) -> int:
-    """Runs what is missing of study `name`, then writes its table and figure; returns exit status.
+    """Runs what is missing of study `name`; returns the exit status.
 
     What is finished is not run again; what was interrupted resumes from its newest checkpoint.
     """
-    study, experiments = load_study(name, options.data)
+    _, experiments = load_study(name, options.data)
     chosen = [e for e in experiments if options.only.lower() in f"{e.series} {e.name}".lower()]
     if not chosen:
         names = ", ".join(e.name for e in experiments)
@@ -289,9 +289,6 @@ def run(name: str, options: argparse.Namespace) -> int:
         for experiment in chosen:
             for seed in range(options.seeds):
                 failed += not _run_one(experiment, seed, options)
-    if options.dry_run:
-        return 0
-    report(name, study, experiments, options)
     return min(failed, 1)
 
 
@@ -312,14 +309,14 @@ def _run_one(experiment: Experiment, seed: int, options: argparse.Namespace) -> 
     if on_imagenet and options.imagenet:
         train.append(f"config.DATA.TRAIN.DATA_PATHS={_text([str(options.imagenet / 'train')])}")
         val.append(f"config.DATA.TEST.DATA_PATHS={_text([str(options.imagenet / 'val')])}")
-    if not (on_imagenet and _finished(folder)):
+    if not (on_imagenet and is_finished(folder)):
         overrides = pretraining(experiment, options.data, folder, seed)
         # Trained to the end but not probed to the end: the last epoch is run again.
-        again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if _finished(folder) else []
+        again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if is_finished(folder) else []
         stages.append(("pretraining", [*overrides, *train, *options.overrides, *again]))
     if on_imagenet:
         linear = folder / "linear"
-        again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if _finished(linear) else []
+        again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if is_finished(linear) else []
         stages.append(("linear evaluation", [*linear_evaluation(folder), *train, *val, *again]))
     tried = experiment.tried and f"({experiment.tried})"
     title = " ".join(filter(None, (experiment.series, experiment.name, tried)))
@@ -328,94 +325,9 @@ def _run_one(experiment: Experiment, seed: int, options: argparse.Namespace) -> 
         if options.dry_run:
             print(shlex.join(["python", *RUNNER[1:], *overrides]))
             continue
-        print(f"{title}, seed {seed}: {stage}, log in {folder}/{stage.split()[0]}.log", flush=True)
-        if not _execute(overrides, folder / f"{stage.split()[0]}.log"):
+        log = folder / f"{stage.split()[0]}.log"
+        if not execute(f"{title}, seed {seed}: {stage}", [*RUNNER, *overrides], log):
             return False
         if options.slurm:
             break  # the evaluation wants the checkpoint: run the same command again for it
     return True
-
-
-def _execute(overrides: list[str], log: Path) -> bool:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as output:
-        done = subprocess.run(
-            [*RUNNER, *overrides], stdout=output, stderr=subprocess.STDOUT, check=False
-        )
-    if done.returncode != 0:
-        lines = log.read_text(errors="replace").splitlines() or [""]
-        print(f"  failed with exit status {done.returncode}: {lines[-1]}", file=sys.stderr)
-    return done.returncode == 0
-
-
-def report(
-    name: str, study: dict, experiments: list[Experiment], options: argparse.Namespace
-) -> None:
-    """Prints the study's table and writes it, and the figure of a figure, below `options.out`."""
-    folder = options.out / options.data
-    folder.mkdir(parents=True, exist_ok=True)
-    digits = options.data == "digits"
-    where = "digits, NOT ImageNet" if digits else "ImageNet"
-    title = f"{study['title']} ({where})"
-    if options.overrides:
-        title += f", with {' '.join(options.overrides)}"
-    header = ["experiment", "probe, %" if digits else "top-1 / top-5, %"]
-    header.append("untrained trunk, %" if digits else "paper")
-    results, rows = {}, []
-    for experiment, found in _best(experiments, options).items():
-        measured = "-"
-        if found:
-            means = [statistics.fmean(values) for values in zip(*found)]
-            results[experiment] = [values[0] for values in found]
-            measured = f"{means[0]:.1f}"
-            if len(found) > 1:
-                measured += f" ± {statistics.stdev(results[experiment]):.1f}"
-            if not digits:
-                measured += f" / {means[1]:.1f}"
-        other = (f"{means[1]:.1f}" if found else "-") if digits else _paper(experiment)
-        label = experiment.name
-        if "series" in study:
-            label = f"{experiment.series} {label}"
-        if found and experiment.tried:
-            label += f" ({study['best_of']['name']} {experiment.tried})"
-        rows.append([label, measured, other])
-    _write_table(folder / f"{name}.md", title, header, rows)
-    if results and not name.startswith("table"):
-        lines: dict[str, list] = {}
-        for experiment, accuracies in results.items():
-            lines.setdefault(experiment.series, []).append((experiment.name, accuracies))
-        y_label = "linear probe on digits, %" if digits else "ImageNet linear top-1, %"
-        draw_accuracies(folder / f"{name}.png", lines, study.get("x_label", ""), y_label, title)
-
-
-def _best(experiments: list[Experiment], options) -> dict[Experiment, list[tuple[float, ...]]]:
-    """Results of each point; among the values of `best_of`, those of the best finished one."""
-    best: dict[tuple[str, str], tuple[Experiment, list]] = {}
-    for experiment in experiments:
-        folders = [_folder(experiment, seed, options) for seed in range(options.seeds)]
-        found = [result for f in folders if (result := read_result(f, options.data))]
-        key = experiment.series, experiment.name
-        if key not in best or _mean_top_1(found) > _mean_top_1(best[key][1]):
-            best[key] = experiment, found
-    return dict(best.values())
-
-
-def _mean_top_1(found: list[tuple[float, ...]]) -> float:
-    return statistics.fmean(result[0] for result in found) if found else -1.0
-
-
-def _paper(experiment: Experiment) -> str:
-    return " / ".join(f"{accuracy:.1f}" for _, accuracy in experiment.paper) or "-"
-
-
-def _write_table(path: Path, title: str, header: list[str], rows: list[list[str]]) -> None:
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
-    path.write_text("\n".join([f"**{title}**", "", *lines, ""]))
-    table = Table(title=title)
-    for column in header:
-        table.add_column(column)
-    for cells in rows:
-        table.add_row(*cells)
-    console = Console()
-    console.print(table)
-    console.print(f"table: {path}", highlight=False, soft_wrap=True)

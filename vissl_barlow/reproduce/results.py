@@ -1,5 +1,6 @@
 """What finished experiments came to, read from the files that VISSL, its tools and Detectron2 leave."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +8,15 @@ from pathlib import Path
 import yaml
 
 from vissl_barlow.paths import config_folder
+from vissl_barlow.run_files import PROBE_FILE
 
 
-def reported(name: str) -> dict[str, dict[str, float]]:
-    """What the paper reports of a table or figure: row to figures, in %."""
+@functools.cache
+def reported(name: str) -> dict[str, dict[str, dict[str, float]]]:
+    """What the paper reports of a table or figure, in %: `rows`, and where it has them `others`, the
+    other methods, and `built_in`, what VISSL reports for its own; each row to figures."""
     content = (config_folder("benchmark_configs") / "paper.yaml").read_text()
-    return yaml.safe_load(content)[name]["rows"]
+    return yaml.safe_load(content)[name]
 
 
 def read_accuracy(path: Path) -> dict[str, float] | None:
@@ -54,6 +58,17 @@ def read_detection(path: Path) -> dict[str, float] | None:
         if task in scores
         for name in ("AP", "AP50", "AP75")
     }
+
+
+def read_probe(folder: Path) -> dict[str, float] | None:
+    """Accuracies in % of a pretraining's probe: of the trunk ("probe"), of the untrained one and of
+    the pixels; None until the end of training."""
+    path = folder / PROBE_FILE
+    accuracies = json.loads(path.read_text()) if path.exists() else {}
+    if "pretrained trunk" not in accuracies:
+        return None
+    names = {"probe": "pretrained trunk", "untrained trunk": "untrained trunk", "pixels": "pixels"}
+    return {name: 100 * accuracies[source] for name, source in names.items()}
 
 
 READERS: dict[str, Callable[[Path], dict[str, float] | None]] = {

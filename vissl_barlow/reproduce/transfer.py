@@ -6,6 +6,8 @@ A table is a file of `benchmark_configs/tables`:
     rows            name (paper.yaml has its figures by it), label; `result`: file and kind, a key of
                     `results.READERS`; `steps`: commands, one after another; `seeds`: run once for
                     each, report mean and standard deviation
+    also            rows of the report that need no command of their own: name, label, the `row` that
+                    is run and the config of the `pretraining` it is run on
     steps           module, arguments; `creates`: the last file it writes, where it has one
 
 In arguments {checkpoint}, {folder} (the row's own) and {<input>} stand for paths, {seed} and {num-gpus}
@@ -13,7 +15,6 @@ for numbers; `creates` and the result's file are below {folder}.
 """
 
 import argparse
-import hashlib
 import json
 import re
 import shlex
@@ -22,13 +23,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 
 import yaml
-from rich.console import Console
-from rich.table import Table as ConsoleTable
 
 from vissl_barlow.paths import config_folder
+from vissl_barlow.provenance import file_sha256
+from vissl_barlow.reproduce.execute import execute
 from vissl_barlow.reproduce.results import READERS, reported
 
 # The tool of VISSL's that knows SLURM; others are submitted with sbatch.
@@ -80,11 +80,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Title, inputs (option name to description) and rows."""
+    """Title, inputs (option name to description), rows, and the keys of each of `also`."""
 
     title: str
     inputs: dict[str, str]
     rows: tuple[Row, ...]
+    also: tuple[dict[str, str], ...]
 
 
 def table_names() -> list[str]:
@@ -95,7 +96,7 @@ def table_names() -> list[str]:
 def load_table(name: str) -> Table:
     """The table `name`, one of `table_names()`."""
     content = yaml.safe_load((_tables() / f"{name}.yaml").read_text())
-    papers = reported(name)
+    papers = reported(name)["rows"]
     rows = tuple(
         Row(
             name=f"{row['name']}/seed{seed}" if "seeds" in row else row["name"],
@@ -112,7 +113,7 @@ def load_table(name: str) -> Table:
         for row in content["rows"]
         for seed in row.get("seeds", [0])
     )
-    return Table(content["title"], content["inputs"], rows)
+    return Table(content["title"], content["inputs"], rows, tuple(content.get("also", ())))
 
 
 def _tables() -> Path:
@@ -141,7 +142,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def run(name: str, options: argparse.Namespace) -> int:
-    """Runs what is missing of table `name`, then prints and writes it; returns the exit status.
+    """Runs what is missing of table `name`; returns the exit status.
 
     What is finished is not run again; what was interrupted resumes from its newest checkpoint. One
     row's failure does not keep the others from running.
@@ -159,8 +160,6 @@ def run(name: str, options: argparse.Namespace) -> int:
         inputs = _inputs(table, rows, options)
         for row in rows:
             failed |= not _run_row(row, inputs, options)
-    if not options.dry_run:
-        _report(name, table, options.out)
     return int(failed)
 
 
@@ -200,7 +199,7 @@ def _run_row(row: Row, inputs: dict[str, str], options: argparse.Namespace) -> b
         else:
             if step.creates:
                 (folder / step.creates).parent.mkdir(parents=True, exist_ok=True)
-            if not _execute(row, folder, command):
+            if not execute(f"{row.name}: {step.module}", command, folder / "reproduce.log"):
                 return False
     return True
 
@@ -250,8 +249,7 @@ def _sbatch(command: list[str], folder: str, gpus: str) -> list[str]:
 
 def _claim(folder: Path, checkpoint: str, overrides: list[str]) -> None:
     """Marks `folder` as this checkpoint's, or refuses it as another's; notes the overrides."""
-    with open(checkpoint, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(checkpoint)
     state = _read_state(folder)
     if state.get("sha256", digest) != digest:
         raise ValueError(
@@ -294,51 +292,3 @@ def _submit(row: Row, folder: Path, command: list[str]) -> bool:
         flush=True,
     )
     return True
-
-
-def _execute(row: Row, folder: Path, command: list[str]) -> bool:
-    log = folder / "reproduce.log"
-    print(f"{row.name}: {command[2]}, log in {log}", flush=True)
-    with log.open("a") as output:
-        print(shlex.join(command), file=output, flush=True)
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
-        last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
-        print(f"{row.name}: failed with exit status {done.returncode}: {last}", file=sys.stderr)
-    return done.returncode == 0
-
-
-def _summary(figures: list[float], wanted: int) -> str:
-    """One figure, or mean and standard deviation of several and how many of those wanted there are."""
-    if not figures:
-        return "-"
-    if wanted == 1:
-        return f"{figures[0]:.1f}"
-    spread = f" ± {stdev(figures):.1f}" if len(figures) > 1 else ""
-    return f"{fmean(figures):.1f}{spread} ({len(figures)} of {wanted} runs)"
-
-
-def _report(name: str, table: Table, out: Path) -> None:
-    """Prints the table beside the paper's and writes it to `<out>/<name>.md` and `.json`."""
-    results = {row.name: row.read_result(out.resolve() / row.name) for row in table.rows}
-    header = ("", "figure", "measured, %", "paper, %")
-    lines = []
-    for group in dict.fromkeys(row.group for row in table.rows):
-        rows = [row for row in table.rows if row.group == group]
-        finished = [results[row.name] for row in rows if results[row.name]]
-        for figure, paper in rows[0].paper.items():
-            measured = _summary([result[figure] for result in finished], len(rows))
-            lines.append((rows[0].label, figure, measured, f"{paper:.1f}"))
-    console_table = ConsoleTable(*header, title=table.title)
-    for line in lines:
-        console_table.add_row(*line)
-    Console().print(console_table)
-    out.mkdir(parents=True, exist_ok=True)
-    rows = "\n".join(f"| {' | '.join(line)} |" for line in (header, ("---",) * 4, *lines))
-    notes = {row.name: _read_state(out / row.name).get("overrides") for row in table.rows}
-    # Figures of another protocol than the paper's must say so.
-    changed = [f"{label}: run with {shlex.join(o)}" for label, o in notes.items() if o]
-    for note in changed:
-        print(note)
-    (out / f"{name}.md").write_text("\n\n".join([f"**{table.title}**", rows, *changed]) + "\n")
-    (out / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")

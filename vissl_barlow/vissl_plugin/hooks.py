@@ -30,12 +30,10 @@ from vissl_barlow.diagnostics import cross_correlation_summary, effective_rank, 
 from vissl_barlow.figures import draw_pretraining
 from vissl_barlow.paths import write_text_atomically
 from vissl_barlow.probe import probe_accuracy
+from vissl_barlow.run_files import FIGURE_FILE, METRICS_FILE, PROBE_FILE, read_history
 from vissl_barlow.vissl_plugin.byol import BarlowTargetHook
 from vissl_barlow.vissl_plugin.running import BarlowStop
 
-METRICS_FILE = "barlow.jsonl"
-PROBE_FILE = "barlow_probe.json"
-FIGURE_FILE = "barlow.png"
 CORRELATION_FILE = "barlow_correlation_before.npy"
 # Rows that enter the effective rank: an eigenvalue problem of that size at each log step.
 RANKED_IMAGES = 512
@@ -450,16 +448,3 @@ def _seeded():
             yield
     finally:
         random.setstate(state)
-
-
-def read_history(folder: Path) -> list[dict]:
-    """The logged steps of a run, in order; a step repeated after a resume counts once, the last.
-
-    A line that a full disk cut short is left out, with the one that was then appended to it.
-    """
-    by_iteration = {}
-    for line in (folder / METRICS_FILE).read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            entry = json.loads(line)
-            by_iteration[entry["iteration"]] = entry
-    return [by_iteration[iteration] for iteration in sorted(by_iteration)]

@@ -1,0 +1,138 @@
+"""Folders as finished runs leave them, for what reads results and must not wait days for them."""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from vissl_barlow.provenance import file_sha256
+from vissl_barlow.reproduce import ablations
+
+V100 = "Tesla V100-SXM2-32GB"
+LINEAR = "benchmark/vissl_barlow/imagenet1k_linear"
+
+
+def start(command, *, seed=0, processes=8, hours=6.5, weights=None, hardware=V100) -> dict:
+    """One entry of `barlow_run.json`."""
+    if weights is not None:
+        weights = {"path": str(Path(weights).resolve()), "sha256": file_sha256(weights)}
+    return {
+        "started": "2026-11-01T00:00:00+00:00",
+        "hours": hours,
+        "command": list(command),
+        "weights": weights,
+        "seed": seed,
+        "versions": {"torch": "2.12.1", "vissl": "0.1.6"},
+        "revision": "0123abc",
+        "processes": processes,
+        "hardware": hardware,
+    }
+
+
+def vissl_command(config, *overrides, module="tools.run_distributed_engines") -> list[str]:
+    return ["python", "-m", module, f"config={config}", *overrides]
+
+
+def write(folder: Path, *starts: dict) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "barlow_run.json").write_text(json.dumps(list(starts)))
+    return folder
+
+
+def train_config(folder: Path, *, batch: int, epochs: int) -> None:
+    """VISSL's resolved config, as far as results depend on it."""
+    resolved = {
+        "DATA": {"TRAIN": {"BATCHSIZE_PER_REPLICA": batch}},
+        "OPTIMIZER": {"num_epochs": epochs},
+    }
+    (folder / "train_config.yaml").write_text(yaml.safe_dump(resolved))
+
+
+def pretraining(
+    folder: Path, config: str, *overrides: str, batch=64, processes=32, finished=True, **options
+) -> Path:
+    """A pretraining on ImageNet; `config` below pretrain/vissl_barlow. Its checkpoint's content is
+    its own."""
+    command = vissl_command(f"{ablations.GROUP}/{config}", *overrides)
+    write(folder, start(command, processes=processes, **{"hours": 124.0, **options}))
+    train_config(folder, batch=batch, epochs=1000)
+    for name in (
+        "checkpoint.torch",
+        *(["model_final_checkpoint_phase999.torch"] if finished else []),
+    ):
+        (folder / name).write_bytes(f"weights of {folder}".encode())
+    steps = [
+        {"iteration": i, "loss": 8000.0 / i, "invariance": 7000.0 / i, "redundancy": 5e4}
+        for i in (1, 2)
+    ]
+    (folder / "barlow.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    return folder
+
+
+def experiment(
+    root: Path, study: str, name: str, data: str, *, tried: str | None = None, seed=0, **options
+) -> Path:
+    """The pretraining of one experiment of a study, where and by the command that the study runs it."""
+    chosen = next(
+        e
+        for e in ablations.load_study(study, data)[1]
+        if e.name == name and tried in (None, e.tried)
+    )
+    folder = root / data / "runs" / chosen.folder / f"seed{seed}"
+    config, *overrides = ablations.pretraining(chosen, data, folder, seed)
+    batch = next((o for o in overrides if "BATCHSIZE_PER_REPLICA" in o), "=128").partition("=")[2]
+    sizes = {"batch": int(batch), "processes": 1} if data == "digits" else {}
+    config = config.removeprefix(f"config={ablations.GROUP}/")
+    return pretraining(folder, config, *overrides, **{**sizes, "seed": seed, **options})
+
+
+def probed(folder: Path, accuracy: float) -> Path:
+    """Adds the probe's result at the end of a pretraining on the digits."""
+    found = {"pretrained trunk": accuracy, "untrained trunk": 0.3, "pixels": 0.95}
+    (folder / "barlow_probe.json").write_text(json.dumps(found))
+    return folder
+
+
+def linear(
+    folder: Path,
+    weights: Path | None,
+    top_1: float,
+    *overrides: str,
+    config=LINEAR,
+    batch=32,
+    **options,
+) -> Path:
+    """A linear evaluation of `weights`, a checkpoint or a pretraining's folder."""
+    if weights is not None and weights.is_dir():
+        weights = weights / "checkpoint.torch"
+    write(folder, start(vissl_command(config, *overrides), weights=weights, **options))
+    train_config(folder, batch=batch, epochs=100)
+    meter = {"top_1": {"res5avg": top_1}, "top_5": {"res5avg": top_1 + 18}}
+    last = {"train_phase_idx": 99, "test_accuracy_list_meter": meter}
+    (folder / "metrics.json").write_text(json.dumps(last) + "\n")
+    return folder
+
+
+def svm(folder: Path, weights: Path, mean_ap: float) -> Path:
+    """VOC07's SVMs."""
+    command = vissl_command("benchmark/vissl_barlow/voc07_svm", module="tools.train_svm")
+    write(folder, start(command, weights=weights, processes=1))
+    train_config(folder, batch=32, epochs=1)
+    (folder / "res5avg").mkdir()
+    (folder / "res5avg" / "test_ap.json").write_text(json.dumps({"mAP": mean_ap}))
+    return folder
+
+
+def detection(folder: Path, weights: Path, boxes: dict, *overrides: str, seed=0) -> Path:
+    """Faster R-CNN on VOC, as Detectron2 and this plugin's command leave it."""
+    command = [
+        *(Path(sys.executable).name, "-m", "vissl_barlow.detection", "--resume", "--num-gpus", "8"),
+        *("--config-file", "voc0712_faster_rcnn_R50_C4_24k", "MODEL.WEIGHTS", str(weights)),
+        *("OUTPUT_DIR", str(folder), "SEED", str(seed), *overrides),
+    ]
+    write(folder, start(command, weights=weights, seed=seed))
+    (folder / "config.yaml").write_text("VERSION: 2\n")
+    content = {"voc_2007_test": {"metric": "VOC's", "bbox": boxes}}
+    (folder / "results.json").write_text(json.dumps(content))
+    return folder

@@ -1,0 +1,397 @@
+"""`python -m vissl_barlow.reproduce report`: which run is which row, what is refused, and the page."""
+
+import csv
+import json
+import os
+import re
+import shutil
+
+import pytest
+from PIL import Image, ImageChops
+from playwright.sync_api import sync_playwright
+from pretend_runs import (
+    LINEAR,
+    detection,
+    experiment,
+    linear,
+    pretraining,
+    probed,
+    start,
+    svm,
+    vissl_command,
+    write,
+)
+
+from vissl_barlow.provenance import file_sha256
+from vissl_barlow.reproduce.__main__ import main
+
+TABLES = [f"table{i}" for i in range(1, 8)]
+FIGURES = [f"figure{i}" for i in range(1, 6)]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def report(tmp_path, *, status=0):
+    out = tmp_path / "report"
+    assert main(["report", str(tmp_path / "runs"), "--out", str(out)]) == status
+    return out
+
+
+def rows(out, name) -> list[dict]:
+    with (out / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def row(out, name, label, figure="top-1") -> dict:
+    [found] = [r for r in rows(out, name) if r["label"] == label and r["figure"] == figure]
+    return found
+
+
+def measured(out) -> dict[tuple[str, str, str], float]:
+    """Every number of ours in the whole report but Figure 1's: (item, label, figure) to it."""
+    return {
+        (r["item"], r["label"], r["figure"]): float(r["ours"])
+        for path in sorted(out.rglob("*.csv"))
+        for r in rows(path.parent, path.stem)
+        if r["ours"] and r["item"] != "figure1"
+    }
+
+
+@pytest.fixture
+def main_run(tmp_path):
+    """The paper's pretraining."""
+    return pretraining(tmp_path / "runs" / "anywhere", "resnet50_in1k_1000ep")
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    """The ablations' baseline."""
+    return pretraining(tmp_path / "runs" / "300", "resnet50_in1k_300ep", "config.SLURM.X=1")
+
+
+def test_what_nobody_ran_is_empty_and_the_papers_numbers_are_all_there(tmp_path, main_run):
+    out = report(tmp_path)
+    assert measured(out) == {}
+    for name in (*TABLES, *FIGURES, "objectives"):
+        assert (out / f"{name}.md").exists() and (out / f"{name}.csv").exists()
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    paper = {(r["label"], r["figure"]): r["paper"] for name in TABLES for r in rows(out, name)}
+    for key, value in {
+        ("ImageNet linear", "top-5"): "91.0",
+        ("BYOL", "top-1"): "74.3",
+        ("1% of the labels", "top-1"): "55.0",
+        ("iNaturalist 2018", "top-1"): "46.5",
+        ("COCO detection and segmentation", "mask AP75"): "36.5",
+        ("No BN in MLP", "top-1"): "71.2",
+        ("(c) stop-gradient and predictor", "top-5"): "83.5",
+        ("8192-8192-8192 / 8192-8192", "top-1"): "72.3",
+    }.items():
+        assert paper[key] == value
+    assert (
+        "| ImageNet linear, 300 epochs | top-1 | 71.4 | 70.75 |  |"
+        in (out / "report.md").read_text()
+    )
+
+
+def test_a_row_shows_all_that_lies_behind_its_number(tmp_path, main_run):
+    linear(tmp_path / "runs" / "evaluated", main_run, 72.84)
+    out = report(tmp_path)
+    found = row(out, "table1", "ImageNet linear")
+    digest = file_sha256(main_run / "checkpoint.torch")
+    assert float(found["ours"]) == 72.84
+    assert float(found["difference"]) == pytest.approx(-0.36)
+    assert found["config"] == "imagenet1k_linear of resnet50_in1k_1000ep"
+    assert found["checkpoint_sha256"] == digest
+    assert found["hardware"] == "32 x Tesla V100-SXM2-32GB, 8 x Tesla V100-SXM2-32GB"
+    assert found["hours"] == "124 + 6.50"
+    assert found["folders"] == "evaluated"
+    assert (
+        "| ImageNet linear | top-1 | 73.2 | 71.8 | 72.8 | -0.4 | imagenet1k_linear of "
+        f"resnet50_in1k_1000ep | {digest[:12]} | {found['hardware']} | 124 + 6.50 |"
+    ) in (out / "table1.md").read_text()
+    assert measured(out) == {
+        ("table1", "ImageNet linear", "top-1"): 72.84,
+        ("table1", "ImageNet linear", "top-5"): 90.84,
+    }
+
+
+def test_an_evaluation_belongs_to_the_pretraining_whose_weights_it_read(tmp_path, baseline):
+    """Which is found by the weights' hash: the folders were moved together, and renamed."""
+    runs = tmp_path / "runs"
+    only = experiment(runs, "table5", "Only invariance term (on-diag term)", "imagenet")
+    narrow = experiment(runs, "figure4", "16", "imagenet")
+    for pretrained, top_1 in ((baseline, 71.0), (only, 57.0), (narrow, 60.0)):
+        linear(pretrained / "linear", pretrained, top_1)
+    runs.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(runs.with_name("moved"))
+    shutil.copytree(tmp_path / "moved", runs)
+    shutil.rmtree(tmp_path / "moved")
+    found = {key: value for key, value in measured(report(tmp_path)).items() if key[2] == "top-1"}
+    assert found == {
+        ("table1", "ImageNet linear, 300 epochs", "top-1"): 71.0,
+        **{(table, "Baseline", "top-1"): 71.0 for table in ("table5", "table6", "figure3")},
+        ("table5", "Only invariance term (on-diag term)", "top-1"): 57.0,
+        ("figure2", "batch size 2048 (lr 0.2)", "top-1"): 71.0,
+        ("figure4", "width 16", "top-1"): 60.0,
+        ("figure4", "width 8192", "top-1"): 71.0,
+        ("figure4", "depth 3", "top-1"): 71.0,
+        ("figure5", "lambda 0.005", "top-1"): 71.0,
+        ("objectives", "Barlow Twins", "top-1"): 71.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "batch", "processes", "counts"),
+    [
+        (["config.SEED_VALUE=3", "config.CHECKPOINT.DIR=x"], 32, 8, True),
+        (["config.DISTRIBUTED.NUM_PROC_PER_NODE=4"], 64, 4, True),  # 256 all the same
+        (["config.DISTRIBUTED.NUM_PROC_PER_NODE=4"], 32, 4, False),
+        (["config.OPTIMIZER.num_epochs=100", "config.OPTIMIZER.weight_decay=0"], 32, 8, False),
+        (["+config/benchmark/vissl_barlow/overlays=digits"], 64, 1, False),
+    ],
+)
+def test_other_settings_are_no_row_of_the_papers(
+    tmp_path, main_run, overrides, batch, processes, counts
+):
+    options = {"batch": batch, "processes": processes}
+    linear(tmp_path / "runs" / "evaluated", main_run, 70.0, *overrides, **options)
+    out = report(tmp_path)
+    assert {key[0] for key in measured(out)} == {"table1" if counts else "others"}
+    if not counts:
+        [config] = {r["config"] for r in rows(out, "others")}
+        told = {"global batch=128"} if batch == 32 and processes == 4 else set()
+        told |= {o.removeprefix("+").removeprefix("config.") for o in overrides if processes != 4}
+        assert all(setting in config for setting in told) and told
+
+
+def test_two_checkpoints_keep_their_numbers_apart(tmp_path, main_run):
+    published = tmp_path / "resnet50.pth"
+    published.write_bytes(b"the authors'")
+    linear(tmp_path / "runs" / "a", main_run, 73.0)
+    linear(tmp_path / "runs" / "b", published, 73.5)
+    linear(tmp_path / "runs" / "c", None, 5.0)
+    found = {
+        label: value
+        for (_, label, figure), value in measured(report(tmp_path)).items()
+        if figure == "top-1"
+    }
+    assert found == {
+        "ImageNet linear (resnet50_in1k_1000ep)": 73.0,
+        "ImageNet linear (resnet50.pth)": 73.5,
+        "ImageNet linear (the untrained trunk)": 5.0,
+    }
+
+
+def test_transfer_by_vissls_tools_and_by_detectron2(tmp_path, main_run):
+    runs, weights = tmp_path / "runs", main_run / "checkpoint.torch"
+    svm(runs / "svm", weights, 0.8617)
+    for seed, ap in ((0, 56.0), (1, 57.0)):
+        detection(runs / f"voc{seed}", weights, {"AP": ap, "AP50": 82.0, "AP75": 63.0}, seed=seed)
+    detection(
+        runs / "short", weights, {"AP": 1.0, "AP50": 2.0, "AP75": 3.0}, "SOLVER.MAX_ITER", "9"
+    )
+    out = report(tmp_path)
+    assert float(row(out, "table3", "VOC07", "mAP")["ours"]) == pytest.approx(86.17)
+    voc = row(out, "table4", "VOC07+12 detection", "box AP")
+    assert (float(voc["ours"]), float(voc["sd"]), voc["seeds"]) == (
+        56.5,
+        pytest.approx(0.7071, rel=1e-3),
+        "0 1",
+    )
+    assert "56.5 ± 0.7 (2 of 5 runs)" in (out / "table4.md").read_text()
+    assert {r["config"] for r in rows(out, "others")} == {
+        "voc0712_faster_rcnn_R50_C4_24k with SOLVER.MAX_ITER=9 of resnet50_in1k_1000ep"
+    }
+
+
+def test_the_digits_stand_apart(tmp_path, baseline):
+    runs = tmp_path / "runs"
+    probed(experiment(runs, "table5", "Baseline", "digits"), 0.97)
+    probed(experiment(runs, "table5", "No BN in MLP", "digits"), 0.92)
+    linear(baseline / "linear", baseline, 71.0)
+    out = report(tmp_path)
+    assert float(row(out, "table5", "Baseline")["ours"]) == 71.0
+    digits = row(out / "digits", "table5", "No BN in MLP", "probe")
+    assert (float(digits["ours"]), float(digits["untrained_trunk"]), digits["paper"]) == (
+        92,
+        30,
+        "",
+    )
+    assert "digits, NOT ImageNet" in (out / "digits" / "table5.md").read_text()
+    for name in (*TABLES, *FIGURES, "objectives"):
+        assert {r["data"] for r in rows(out, name)} <= {"imagenet"}
+    assert (
+        not (out / "digits" / "table6.md").exists() or measured(out)["table6", "Baseline", "probe"]
+    )
+
+
+def test_an_evaluation_from_the_middle_of_a_pretraining_is_not_its_result(tmp_path):
+    unfinished = pretraining(tmp_path / "runs" / "p", "resnet50_in1k_1000ep", finished=False)
+    linear(tmp_path / "runs" / "evaluated", unfinished, 60.0)
+    finished = pretraining(tmp_path / "runs" / "q", "resnet50_in1k_300ep")
+    early = finished / "model_phase100.torch"
+    early.write_bytes(b"after a third")
+    linear(tmp_path / "runs" / "early", early, 61.0)
+    assert {key[0] for key in measured(report(tmp_path))} == {"others"}
+
+
+def _no_provenance(folder):
+    (folder / "barlow_run.json").unlink()
+    return "no barlow_run.json"
+
+
+def _broken_provenance(folder):
+    (folder / "barlow_run.json").write_text("[{")
+    return "barlow_run.json cannot be read"
+
+
+def _no_config(folder):
+    (folder / "train_config.yaml").unlink()
+    return "no train_config.yaml"
+
+
+def _broken_result(folder):
+    (folder / "metrics.json").write_text('{"train_phase_idx": 99, "test')
+    return "its result cannot be read"
+
+
+def _not_a_percentage(folder):
+    content = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(content.replace("70.0", "-1.0"))
+    return "its top-1 is -1.0"
+
+
+def _other_weights(folder):
+    (folder.parent / "anywhere" / "checkpoint.torch").write_bytes(b"trained further")
+    return "no longer the file it evaluated"
+
+
+def _two_configs(folder):
+    starts = json.loads((folder / "barlow_run.json").read_text())
+    write(folder, *starts, start(vissl_command("benchmark/vissl_barlow/places205_linear")))
+    return "a run has one config"
+
+
+def _two_settings(folder):
+    starts = json.loads((folder / "barlow_run.json").read_text())
+    write(folder, *starts, start(vissl_command(LINEAR, "config.OPTIMIZER.nesterov=true")))
+    return "its starts had different settings"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _no_provenance,
+        _broken_provenance,
+        _no_config,
+        _broken_result,
+        _not_a_percentage,
+        _other_weights,
+        _two_configs,
+        _two_settings,
+    ],
+)
+def test_a_number_without_its_runs_files_is_refused(tmp_path, main_run, damage, capsys):
+    folder = linear(tmp_path / "runs" / "evaluated", main_run, 70.0)
+    reason = damage(folder)
+    out = report(tmp_path, status=1)
+    assert measured(out) == {}
+    assert re.search(f"refused: evaluated: .*({reason})", capsys.readouterr().err)
+    assert re.search(f"evaluated.*({reason})", (out / "report.md").read_text())
+    assert "evaluated" in (out / "report.html").read_text()
+
+
+def test_a_probe_whose_weights_are_gone_is_refused(tmp_path, capsys):
+    folder = probed(experiment(tmp_path / "runs", "table5", "Baseline", "digits"), 0.97)
+    (folder / "checkpoint.torch").unlink()
+    assert measured(report(tmp_path, status=1)) == {}
+    assert "no checkpoint.torch" in capsys.readouterr().err
+
+
+def test_vissls_failed_svms_are_no_result(tmp_path, main_run, capsys):
+    svm(tmp_path / "runs" / "svm", main_run / "checkpoint.torch", -0.01)
+    report(tmp_path, status=1)
+    assert "svm: its mAP is -1.0: a failed run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("make", "message"), [(False, "is no folder"), (True, "no run in")])
+def test_a_folder_without_runs_is_an_error(tmp_path, make, message, capsys):
+    if make:
+        (tmp_path / "runs").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_its_own_folder_may_lie_among_the_runs(tmp_path, main_run):
+    linear(tmp_path / "runs" / "evaluated", main_run, 72.0)
+    arguments = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "runs" / "report")]
+    assert main(arguments) == 0
+    first = (tmp_path / "runs" / "report" / "report.html").read_text()
+    assert main(arguments) == 0
+    assert (tmp_path / "runs" / "report" / "report.html").read_text() == first
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert path, f"this test needs one of {', '.join(BROWSERS)} on the path (see README)"
+    with sync_playwright() as playwright:
+        # No sandbox: it cannot be set up in most containers, and the page is ours.
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_opens_in_a_browser(tmp_path, main_run, browser, width):
+    """As on a reader's machine: one file, no network, no script needed."""
+    script = "config.OPTIMIZER.weight_decay=<script>document.title='owned'</script>"
+    linear(tmp_path / "runs" / "evaluated", main_run, 72.84)
+    linear(tmp_path / "runs" / "changed", main_run, 71.0, script)
+    orphan = linear(tmp_path / "runs" / "orphan", main_run, 99.9)
+    (orphan / "barlow_run.json").unlink()
+    alone = tmp_path / "alone" / "page.html"
+    alone.parent.mkdir()
+    shutil.copy(report(tmp_path, status=1) / "report.html", alone)
+
+    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+    page = context.new_page()
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(alone.as_uri())
+
+    assert page.title() == "Barlow Twins: the paper's tables, reproduced"  # not "owned"
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert complaints == []
+    # The 2 numbers of the evaluated run, and no other: not the changed run's, nor the orphan's.
+    assert "3 runs, " in page.inner_text("#summary")
+    assert "2 of the paper's numbers measured; 1 refused" in page.inner_text("#summary")
+    line = page.locator("#table1 tr.measured").first
+    assert line.locator("td.ours").inner_text() == "72.8"
+    assert line.locator("td.paper").inner_text() == "73.2"
+    assert page.locator("#refused").inner_text().count("orphan") == 1
+    assert "99.9" not in page.inner_text("body")
+    assert "<script>" in page.inner_text("#others")
+    # What was measured is open, what nobody ran is there to be opened.
+    assert (
+        page.locator("#table1 table").is_visible()
+        and not page.locator("#table7 table").is_visible()
+    )
+    page.locator("#table7 summary").click()
+    assert page.locator("#table7 table").is_visible()
+    page.locator("#runs summary").click()
+    assert main_run.name in page.inner_text("#runs") and "0123abc" in page.inner_text("#runs")
+    # Every picture is drawn, and nothing sticks out of the page.
+    sizes = page.eval_on_selector_all("img", "all => all.map(i => i.naturalWidth)")
+    assert len(sizes) >= 13 and min(sizes) > 400
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    seen = tmp_path / "page.png"
+    page.screenshot(path=seen)
+    with Image.open(seen) as picture:
+        blank = Image.new("RGB", picture.size, picture.getpixel((0, 0))[:3])
+        assert ImageChops.difference(picture.convert("RGB"), blank).getbbox() is not None
+    context.close()

@@ -1,0 +1,25 @@
+"""What a pretraining run leaves in its folder, beside VISSL's files and its provenance."""
+
+import contextlib
+import json
+from pathlib import Path
+
+METRICS_FILE = "barlow.jsonl"
+PROBE_FILE = "barlow_probe.json"
+FIGURE_FILE = "barlow.png"
+
+
+def read_history(folder: Path) -> list[dict]:
+    """The logged steps of a run, in order; a step repeated after a resume counts once, the last.
+
+    A line that a full disk cut short is left out, with the one that was then appended to it.
+
+    Raises:
+        FileNotFoundError: nothing was logged.
+    """
+    by_iteration = {}
+    for line in (folder / METRICS_FILE).read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            by_iteration[entry["iteration"]] = entry
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
