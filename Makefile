@@ -6,11 +6,11 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart
 
-.PHONY: help install quickstart test lint bench bench-gpu test-gpu test-detection clean
+.PHONY: help install quickstart browser test lint bench bench-gpu test-gpu test-detection clean
 
 help:
 	@echo "make quickstart      install into $(VENV), pretrain on real digits, show what it learned"
-	@echo "make test            the test suite (no GPU, no Detectron2)"
+	@echo "make test            the test suite (no GPU, no Detectron2); installs Chromium if it is root"
 	@echo "make lint            style"
 	@echo "make bench           speed and memory against the authors' and VISSL's code (BENCH_ARGS=--quick)"
 	@echo "make bench-gpu       the whole training step, on a GPU; fails without one"
@@ -33,10 +33,18 @@ $(INSTALLED): setup.py constraints.txt
 
 quickstart: $(INSTALLED)
 	$(RUN) -m tools.run_distributed_engines $(QUICKSTART) config.CHECKPOINT.DIR=quickstart
+	$(RUN) -m vissl_barlow.reproduce report quickstart --out quickstart/report
+
+# The report's page is tested in a real browser, which pip cannot bring.
+browser:
+	@for name in chromium chromium-browser google-chrome chrome; do command -v $$name && exit; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; \
+	else echo "the tests need Chromium or Chrome on the path: install it (apt install chromium)"; exit 1; fi
 
 # One test process per core, one thread each: threads that wait for each other on a busy core cost
 # more than they bring.
-test: $(INSTALLED)
+test: $(INSTALLED) browser
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadscope -m "not gpu and not detectron2" $(PYTEST_ARGS)
 
 lint: $(INSTALLED)

@@ -79,6 +79,6 @@ setup(
         "vissl": ["vissl==0.1.6", "classy-vision==0.7.0"],
         # Not on PyPI: https://detectron2.readthedocs.io/tutorials/install.html
         "detectron2": ["detectron2"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "wheel"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "playwright", "ruff", "wheel"],
     },
 )
