@@ -1,6 +1,6 @@
 """Hooks of VISSL's trainer: what pretraining says while it runs, and what it learned when it ends.
 
-They are active for configs with a `BARLOW` section; its keys are documented in README.
+They are active for configs with a `BARLOW` section; its keys are in docs/pretraining.md.
 """
 
 import contextlib
