@@ -53,7 +53,6 @@ SMALL = (
     "config.LOSS.barlow_loss.embedding_dim=64",
     "config.MODEL.AMP_PARAMS.USE_AMP=false",
 )
-ONE_NODE = ("config.DISTRIBUTED.NUM_NODES=1", ONE_PROCESS)
 LIMITED = ("config.DATA.TRAIN.DATA_LIMIT=64", "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=32")
 # The digits' own config is small already, but for its length.
 SHORT_WITH_PROBE = (
@@ -499,7 +498,6 @@ PRETRAIN = f"{RUNNER} config=pretrain/vissl_barlow"
 IMAGENET = "config.DATA.TRAIN.DATA_PATHS=[/data/imagenet/train]"
 REPRODUCE = "python -m vissl_barlow.reproduce"
 MAIN_RUN, ONE_GPU = "checkpoints/resnet50_in1k_1000ep", "checkpoints/resnet50_in1k_1000ep_1gpu"
-IMAGES = "config.DATA.TRAIN.DATA_PATHS=[{data}/imagenet/train]"
 # `SMALL`'s trunk, evaluated.
 LINEAR_OF_SMALL = (
     *ONE_EPOCH,
@@ -558,15 +556,17 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     ),
     IMAGENET: is_resolved,
     # docs/ablations.md
-    f"{PRETRAIN}/ablations/only_invariance": (
-        pretrains("checkpoints/ablations/only_invariance", *SMALL, *LIMITED, IMAGES, *ONE_NODE)
+    f"{PRETRAIN}/ablations/only_invariance {IMAGENET} config.DISTRIBUTED.NUM_NODES=1 "
+    "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=256": (
+        pretrains("checkpoints/ablations/only_invariance", *SMALL, *LIMITED, ONE_PROCESS)
     ),
     f"{PRETRAIN}/ablations/only_invariance config/pretrain/vissl_barlow=digits_quickstart "
     "config.LOSS.barlow_loss.embedding_dim=512": (
         pretrains("checkpoints/ablations/only_invariance", *SHORT)
     ),
-    f"{REPRODUCE} table5 --imagenet /data/imagenet": study(
-        "imagenet", *SMALL, *LIMITED, *ONE_NODE, *(f"--linear={word}" for word in LINEAR_OF_SMALL)
+    f"{REPRODUCE} table5 --imagenet /data/imagenet config.DISTRIBUTED.NUM_NODES=1 "
+    "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=256": study(
+        "imagenet", *SMALL, *LIMITED, ONE_PROCESS, *(f"--linear={word}" for word in LINEAR_OF_SMALL)
     ),
     f"{REPRODUCE} table5 --data digits": study("digits", *SHORT_WITH_PROBE),
     # docs/detection.md

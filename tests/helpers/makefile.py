@@ -17,8 +17,12 @@ def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*command, *arguments, *(f"{name}={value}" for name, value in variables.items())],
         cwd=ROOT,
-        # A test run inside a test run must not take itself for a part of it.
-        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST")},
+        # Neither pytest nor make, inside another, may take itself for a part of it.
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTEST", "MAKE", "MFLAGS"))
+        },
         capture_output=True,
         text=True,
         timeout=TIME_LIMIT,
