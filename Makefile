@@ -63,7 +63,7 @@ test-gpu: $(INSTALLED)
 	$(RUN) -m pytest -m gpu $(PYTEST_ARGS)
 
 test-detection: $(INSTALLED)
-	@$(RUN) -c 'import detectron2' || { echo "test-detection needs Detectron2 in $(VENV): see README, Detection"; exit 1; }
+	@$(RUN) -c 'import detectron2' || { echo "test-detection needs Detectron2 in $(VENV): see docs/detection.md"; exit 1; }
 	$(RUN) -m pytest -m detectron2 $(PYTEST_ARGS)
 
 clean:

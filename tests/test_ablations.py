@@ -435,6 +435,31 @@ def test_imagenet_is_pretrained_then_evaluated_and_a_finished_stage_is_not_repea
     assert capsys.readouterr().out == ""
 
 
+def test_overrides_of_the_evaluation_and_of_slurm_reach_it(tmp_path, capsys):
+    arguments = ["table5", "--imagenet", "/data", "--only", "only inv", "--out", str(tmp_path)]
+    overrides = ["config.OPTIMIZER.num_epochs=7", "config.SLURM.PARTITION=p"]
+    linear = ["--linear", "config.OPTIMIZER.num_epochs=3", "--linear", "config.LOG_FREQUENCY=9"]
+    assert main([*arguments, *overrides, *linear, "--slurm", "--dry-run"]) == 0
+    pretraining, evaluation = map(shlex.split, capsys.readouterr().out.splitlines())
+    assert {*overrides} <= {*pretraining} and not {*linear} & {*pretraining}
+    assert {linear[1], linear[3], "config.SLURM.PARTITION=p"} <= {*evaluation}
+    assert overrides[0] not in evaluation
+
+
+def test_however_many_overrides_the_folder_has_a_name_of_its_own(tmp_path, capsys):
+    names = set()
+    for last in ("", "config.LOG_FREQUENCY=1", "config.LOG_FREQUENCY=2"):
+        many = [f"config.DATA.TRAIN.TRANSFORMS.0.size={size}" for size in range(9)]
+        arguments = ["table5", "--data", "digits", "--only", "only inv", "--out", str(tmp_path)]
+        assert main([*arguments, *many, *filter(None, [last]), "--dry-run"]) == 0
+        key = "config.CHECKPOINT.DIR="
+        words = shlex.split(capsys.readouterr().out)
+        (folder,) = (Path(word.removeprefix(key)) for word in words if word.startswith(key))
+        folder.mkdir(parents=True)
+        names.add(folder)
+    assert len(names) == 3
+
+
 def test_a_failed_run_is_told_with_its_last_line_and_a_status(tmp_path, capsys):
     """For real: VISSL's runner refuses the temperature before it trains."""
     options = _options(tmp_path, "--only", "entropy", "config.LOSS.barlow_objective.temperature=0")

@@ -47,6 +47,16 @@ def test_data_folder_not_given(tmp_path):
     assert "config.DATA.TRAIN.DATA_PATHS=[FOLDER]" in message and '"nowhere"' in message
 
 
+def test_nodes_without_an_address(tmp_path):
+    nodes = "config.DISTRIBUTED.NUM_NODES=2"
+    message = refusal(tmp_path, nodes)
+    assert message.startswith("config.DISTRIBUTED.RUN_ID=auto: 2 nodes")
+    assert "node_id" in message and "config.DISTRIBUTED.NUM_NODES=1" in message
+    # The remedies it names work.
+    for remedy in ("config.DISTRIBUTED.RUN_ID=localhost:29500", "config.SLURM.USE_SLURM=true"):
+        resolve(tmp_path / "run", DIGITS, nodes, remedy)
+
+
 def test_empty_data_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no image" in refusal(tmp_path, *images_at(tmp_path / "empty"))

@@ -34,6 +34,12 @@ def test_effective_rank_counts_equal_directions(shape, rank):
     assert effective_rank(z).item() == pytest.approx(rank)
 
 
+def test_effective_rank_of_constant_embeddings_is_that_of_a_collapse():
+    z = torch.full((4, 3), 0.1)
+    assert effective_rank(z - z.mean(0)).item() == pytest.approx(1)
+    assert effective_rank(torch.zeros(4, 3)).item() == 1
+
+
 @pytest.mark.parametrize("n, d", [(30, 80), (80, 30)])
 def test_cross_correlation_summary_equals_the_matrix(n, d):
     rng = np.random.default_rng(0)

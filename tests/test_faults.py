@@ -476,6 +476,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(
     )
     assert run.wait() == 1
     assert "FloatingPointError" in run.output and "saved so far are good" in run.output
+    assert "Likely causes: a learning rate too high" in run.output
     newest = "model_phase0.torch" if kind == "gradient" else "model_iteration9.torch"
     assert newest in checkpoints(tmp_path)
     for name in checkpoints(tmp_path):

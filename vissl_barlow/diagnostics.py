@@ -50,7 +50,9 @@ def effective_rank(z: Tensor) -> Tensor:
     z = z.double()
     gram = z @ z.T if z.shape[0] <= z.shape[1] else z.T @ z
     singular_values = torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt_()
-    return torch.special.entr(singular_values / singular_values.sum()).sum().exp()
+    # Of nothing but zeros, too, all is in one direction or less: 1, not NaN.
+    total = singular_values.sum().clamp(min=torch.finfo(z.dtype).tiny)
+    return torch.special.entr(singular_values / total).sum().exp()
 
 
 @torch.no_grad()

@@ -31,8 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
             return report.run(options)
         status = options.run(options.name, options)
         if not options.dry_run:
-            data = getattr(options, "data", report.IMAGENET)
-            report.report_one(options.name, data, options.overrides, options.out)
+            report.report_one(options.name, options)
         return status
     except ValueError as error:
         parser.error(str(error))

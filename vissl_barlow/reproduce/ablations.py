@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import re
 import shlex
 import sys
@@ -31,6 +32,8 @@ LINEAR_EVALUATION = "benchmark/vissl_barlow/imagenet1k_linear"
 # The digits' widths are the paper's divided by this, so that every overlay keeps its proportions.
 DIGITS_SHRINK = 16
 DIGITS_EPOCHS = 20
+# File systems take 255 bytes; a longer name of a run's folder ends in a digest instead.
+LONGEST_NAME = 200
 RUNNER = (sys.executable, "-m", "tools.run_distributed_engines")
 
 
@@ -68,7 +71,11 @@ class Experiment:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^\w.]+", "-", text).strip("-")
+    slug = re.sub(r"[^\w.]+", "-", text).strip("-")
+    if len(slug) <= LONGEST_NAME:
+        return slug
+    digest = hashlib.sha256(slug.encode()).hexdigest()[:12]
+    return f"{slug[: LONGEST_NAME - 13]}-{digest}"
 
 
 def load_study(name: str, data: str) -> tuple[dict, list[Experiment]]:
@@ -263,6 +270,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs per experiment, averaged")
     parser.add_argument("--only", default="", help="experiments whose name contains this")
+    parser.add_argument(
+        "--linear",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one of hydra's overrides for every linear evaluation (repeat it)",
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--list", action="store_true", help="show experiments and results, run nothing"
@@ -294,7 +308,7 @@ def run(name: str, options: argparse.Namespace) -> int:
 
 def _folder(experiment: Experiment, seed: int, options: argparse.Namespace) -> Path:
     # Runs with more overrides are others: they must not pass for the study's own.
-    name = _slug("-".join([experiment.folder, *options.overrides]))
+    name = _slug("-".join([experiment.folder, *options.overrides, *options.linear]))
     return options.out.resolve() / options.data / "runs" / name / f"seed{seed}"
 
 
@@ -317,7 +331,10 @@ def _run_one(experiment: Experiment, seed: int, options: argparse.Namespace) -> 
     if on_imagenet:
         linear = folder / "linear"
         again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if is_finished(linear) else []
-        stages.append(("linear evaluation", [*linear_evaluation(folder), *train, *val, *again]))
+        # Both stages are jobs of one cluster.
+        slurm = [override for override in options.overrides if override.startswith("config.SLURM.")]
+        overrides = [*linear_evaluation(folder), *train, *val, *slurm, *options.linear, *again]
+        stages.append(("linear evaluation", overrides))
     tried = experiment.tried and f"({experiment.tried})"
     title = " ".join(filter(None, (experiment.series, experiment.name, tried)))
     for stage, overrides in stages:

@@ -11,7 +11,6 @@ from vissl_barlow.reproduce import ablations, transfer
 from vissl_barlow.reproduce.results import reported
 from vissl_barlow.reproduce.runs import (
     Run,
-    changes,
     describe,
     expected_settings,
     result_rows,
@@ -257,7 +256,8 @@ def transfer_item(name: str, found: Runs, overrides: Sequence[str] = ()) -> Item
                 built_in=built_in,
                 wanted=seeds[group],
             )
-    return Item(name, IMAGENET, _with(table.title, overrides), tuple(lines))
+    title = _with(table.title, next(iter(configs.values())), overrides)
+    return Item(name, IMAGENET, title, tuple(lines))
 
 
 def _lines(
@@ -302,8 +302,15 @@ def _command(experiment: ablations.Experiment, data: str) -> list[str]:
     return [config.removeprefix("config="), *overrides]
 
 
-def study_item(name: str, data: str, found: Runs, overrides: Sequence[str] = ()) -> Item:
-    """A study of section 4 or 5 on `data`, of the runs that have `overrides` on top of its own."""
+def study_item(
+    name: str,
+    data: str,
+    found: Runs,
+    overrides: Sequence[str] = (),
+    linear: Sequence[str] = (),
+) -> Item:
+    """A study of section 4 or 5 on `data`, of the runs that have `overrides` on top of its own, and
+    `linear` on top of the linear evaluation's."""
     study, experiments = ablations.load_study(name, data)
     best: dict[tuple[str, str], tuple[ablations.Experiment, list[Run]]] = {}
     for experiment in experiments:
@@ -313,7 +320,7 @@ def study_item(name: str, data: str, found: Runs, overrides: Sequence[str] = ())
         if data == IMAGENET:
             runs = [
                 run
-                for run in found.of(ablations.LINEAR_EVALUATION)
+                for run in found.of(ablations.LINEAR_EVALUATION, linear)
                 if found.counts(run) and found.pretraining_of(run) in pretrainings
             ]
         found.used |= {*runs, *pretrainings}
@@ -333,17 +340,20 @@ def study_item(name: str, data: str, found: Runs, overrides: Sequence[str] = ())
         pretrainings = tuple(filter(None, map(found.pretraining_of, runs)))
         lines += _lines(found, label, dict(experiment.paper), runs, pretrainings, **place)
     title = study["title"] + (" — digits, NOT ImageNet" if data == DIGITS else "")
-    return Item(name, data, _with(title, overrides), tuple(lines), study.get("x_label", ""))
+    base = ablations.BASE if data == IMAGENET else ablations.DIGITS_BASE
+    title = _with(title, f"{ablations.GROUP}/{base}", overrides)
+    title = _with(title, ablations.LINEAR_EVALUATION, linear, "evaluated with")
+    return Item(name, data, title, tuple(lines), study.get("x_label", ""))
 
 
 def _score(runs: Sequence[Run]) -> float:
     return fmean(next(iter(run.result.values())) for run in runs) if runs else -1.0
 
 
-def _with(title: str, overrides: Sequence[str]) -> str:
+def _with(title: str, config: str, overrides: Sequence[str], how: str = "with") -> str:
     """The title with the settings that make the numbers others than the paper's protocol's."""
-    changed = changes(overrides)
-    return f"{title}, with {changed}" if changed else title
+    changed = describe(expected_settings(config, overrides) - expected_settings(config))
+    return f"{title}, {how} {changed}" if changed else title
 
 
 def training_item(data: str, found: Runs) -> Item:

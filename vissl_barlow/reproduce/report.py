@@ -258,14 +258,15 @@ def _refusals(told: dict[str, str]) -> list[str]:
     return ["**Refused**", "", *(f"- {path}: {why}" for path, why in told.items())] if told else []
 
 
-def report_one(name: str, data: str, overrides: Sequence[str], out: Path) -> None:
-    """Prints one table or figure of the runs below `out`, and writes it there."""
+def report_one(name: str, options: argparse.Namespace) -> None:
+    """Prints one table or figure of the runs below `options.out`, and writes it there."""
+    out = options.out
     runs, refused = find_runs(out.resolve()) if out.exists() else ([], {})
     found = Runs(runs)
     if name in transfer.table_names():
-        item = transfer_item(name, found, overrides)
+        item = transfer_item(name, found, options.overrides)
     else:
-        item = study_item(name, data, found, overrides)
+        item = study_item(name, options.data, found, options.overrides, options.linear)
     write_item(item, out, out.resolve())
     print_item(item)
     for path, why in refused.items():

@@ -281,12 +281,6 @@ def expected_settings(config: str, overrides: Sequence[str] = ()) -> frozenset[s
     return settings_of(overrides, composed.DATA.TRAIN.BATCHSIZE_PER_REPLICA * processes)
 
 
-def changes(overrides: Sequence[str]) -> str:
-    """Those of `overrides` that change what is computed, as text."""
-    batch = [word for word in overrides if word.startswith(BATCH)]
-    return describe({*settings_of(overrides), *batch})
-
-
 def is_on_digits(config: str, overrides: Iterable[str]) -> bool:
     """Whether such a run is one on the digits: by its config, or by the group put in its place."""
     groups = (f"config/{GROUP}={DIGITS_BASE}", DIGITS_OVERLAY)

@@ -1,6 +1,6 @@
 """Hooks of VISSL's trainer: what pretraining says while it runs, and what it learned when it ends.
 
-They are active for configs with a `BARLOW` section; its keys are documented in README.
+They are active for configs with a `BARLOW` section; its keys are in docs/pretraining.md.
 """
 
 import contextlib
@@ -32,6 +32,7 @@ from vissl_barlow.paths import write_text_atomically
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, METRICS_FILE, PROBE_FILE, read_history
 from vissl_barlow.vissl_plugin.byol import BarlowTargetHook
+from vissl_barlow.vissl_plugin.loss import BarlowLoss
 from vissl_barlow.vissl_plugin.running import BarlowStop
 
 CORRELATION_FILE = "barlow_correlation_before.npy"
@@ -72,6 +73,9 @@ class BarlowMonitor(ClassyHook):
     rank of embeddings and representations, gradient norm, both learning rates, images per second,
     the share of the time spent waiting for data, memory. A collapse is said at once; a loss that is
     not finite stops the run before such weights reach a checkpoint.
+
+    Of several processes, C, spread and rank are those of the primary's rows; the rest is the whole
+    batch's.
     """
 
     on_forward = ClassyHook._noop
@@ -258,7 +262,10 @@ class BarlowMonitor(ClassyHook):
         if self.grad_norm is not None:
             measured["grad_norm"] = self.grad_norm
         z_a, z_b = (z.detach().float() for z in task.last_batch.model_output[:2])
-        summary = cross_correlation_summary(z_a, z_b)
+        # Of other losses `eps` is another thing than what equation 2 adds to a variance.
+        has_eps = isinstance(task.base_loss, BarlowLoss)
+        eps = {"eps": task.base_loss.options["eps"]} if has_eps else {}
+        summary = cross_correlation_summary(z_a, z_b, **eps)
         std = embedding_std(z_b)
         measured |= {
             "diagonal_mean": summary.mean_diagonal,

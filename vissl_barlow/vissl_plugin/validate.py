@@ -61,6 +61,7 @@ def check(cfg, engine_name: str = "train") -> None:
     from vissl_barlow.vissl_plugin.validate_evaluation import check_evaluation
 
     _check_devices(cfg)
+    _check_nodes(cfg)
     _check_checkpoint_folder(cfg)
     splits = []
     if engine_name == "train" and not cfg.TEST_ONLY:
@@ -121,6 +122,19 @@ def _check_devices(cfg) -> None:
             "DISTRIBUTED.NUM_PROC_PER_NODE",
             cfg.DISTRIBUTED.NUM_PROC_PER_NODE,
             f"one process needs one GPU and this machine has {available}; set at most {available}",
+        )
+
+
+def _check_nodes(cfg) -> None:
+    distributed = cfg.DISTRIBUTED
+    nodes = distributed.NUM_NODES
+    if nodes > 1 and distributed.RUN_ID == "auto" and not cfg.SLURM.USE_SLURM:
+        raise ConfigError(
+            "DISTRIBUTED.RUN_ID",
+            "auto",
+            f"{nodes} nodes find each other by an address; set it to ADDRESS_OF_NODE_0:PORT, and "
+            "node_id, on each of them, or config.DISTRIBUTED.NUM_NODES=1 for one machine, or "
+            "config.SLURM.USE_SLURM=true",
         )
 
 
