@@ -18,6 +18,7 @@ from vissl_barlow.reproduce.runs import (
 from vissl_barlow.run_files import FIGURE_FILE, read_history
 
 IMAGENET, DIGITS = "imagenet", "digits"
+OF = {IMAGENET: "", DIGITS: " — digits, NOT ImageNet"}  # behind a title
 # What Figure 1's table has of each run, from its last logged step.
 LAST_STEP = {
     "iteration": "steps",
@@ -177,14 +178,6 @@ class Item:
     def reference_name(self) -> str:
         return "paper" if self.data == IMAGENET else "untrained trunk"
 
-    @property
-    def has_built_in(self) -> bool:
-        return any(line.built_in is not None for line in self.lines)
-
-    @property
-    def has_reference(self) -> bool:
-        return any(line.reference is not None for line in self.lines)
-
 
 class Runs:
     """Runs, and which of them belong together."""
@@ -292,14 +285,13 @@ def _of_a_study(found: Runs) -> set[Run]:
         for name in ablations.study_names()
         for experiment in ablations.load_study(name, IMAGENET)[1]
     }
-    by_command = {tuple(_command(e, IMAGENET)) for e in experiments}
-    return {run for config, *rest in by_command for run in found.of(config, rest)}
+    return {run for e in experiments for run in found.of(*_command(e, IMAGENET))}
 
 
-def _command(experiment: ablations.Experiment, data: str) -> list[str]:
+def _command(experiment: ablations.Experiment, data: str) -> tuple[str, list[str]]:
     """The config of an experiment's pretraining, and the overrides."""
     config, *overrides = ablations.pretraining(experiment, data, Path())
-    return [config.removeprefix("config="), *overrides]
+    return config.removeprefix("config="), overrides
 
 
 def study_item(
@@ -314,7 +306,7 @@ def study_item(
     study, experiments = ablations.load_study(name, data)
     best: dict[tuple[str, str], tuple[ablations.Experiment, list[Run]]] = {}
     for experiment in experiments:
-        config, *own = _command(experiment, data)
+        config, own = _command(experiment, data)
         pretrainings = found.of(config, [*own, *overrides])
         runs = [run for run in pretrainings if run.result]
         if data == IMAGENET:
@@ -339,7 +331,7 @@ def study_item(
             continue
         pretrainings = tuple(filter(None, map(found.pretraining_of, runs)))
         lines += _lines(found, label, dict(experiment.paper), runs, pretrainings, **place)
-    title = study["title"] + (" — digits, NOT ImageNet" if data == DIGITS else "")
+    title = study["title"] + OF[data]
     base = ablations.BASE if data == IMAGENET else ablations.DIGITS_BASE
     title = _with(title, f"{ablations.GROUP}/{base}", overrides)
     title = _with(title, ablations.LINEAR_EVALUATION, linear, "evaluated with")
@@ -363,7 +355,7 @@ def training_item(data: str, found: Runs) -> Item:
         for name in ablations.study_names()
         for experiment in ablations.load_study(name, data)[1]
         if experiment.config != ablations.BASE or experiment.overrides
-        for run in found.of(*_split(_command(experiment, data)))
+        for run in found.of(*_command(experiment, data))
     }
     shown: dict[tuple, Run] = {}
     for run in found.runs:
@@ -392,25 +384,18 @@ def training_item(data: str, found: Runs) -> Item:
         ]
         if (run.folder / FIGURE_FILE).exists():
             pictures[label] = run.folder / FIGURE_FILE
-    title = "Figure 1, measured: the terms of the loss and C while training"
-    title += " — digits, NOT ImageNet" if data == DIGITS else ""
+    title = "Figure 1, measured: the terms of the loss and C while training" + OF[data]
     return Item("figure1", data, title, tuple(lines), curves=curves, pictures=pictures)
-
-
-def _split(command: list[str]) -> tuple[str, list[str]]:
-    return command[0], command[1:]
 
 
 def other_item(found: Runs) -> Item:
     """The results that are no row of the paper's: other settings, or an unknown pretraining."""
     lines = [
         Line(
-            str(run.config),
+            config_name(run),
             figure,
-            None,
-            None,
-            (run,),
-            tuple(filter(None, [found.pretraining_of(run)])),
+            runs=(run,),
+            pretrainings=tuple(filter(None, [found.pretraining_of(run)])),
         )
         for run in found.runs
         if run.result and run not in found.used
