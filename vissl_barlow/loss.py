@@ -224,12 +224,12 @@ def checked_batch_sizes(
     return sizes
 
 
-def _row_blocks(x: Tensor) -> Iterator[slice]:
+def _row_blocks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of all matrices at a time."""
     # Kernel launches cost more than a device's memory does, and its cache is larger: one block.
     n = x.shape[-2]
     rows = n if x.device.type != "cpu" else max(1, _CACHED_ELEMENTS * n // max(x.numel(), 1))
-    for begin in range(0, max(n, 1), max(rows, 1)):
-        yield slice(begin, begin + rows)
+    return zip(*(y.split(max(rows, 1), -2) for y in (x, *others)))
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
@@ -260,10 +260,9 @@ def _centre_into(
     means = all_reduce_sum_(sums, group).div_(n)
 
     def moments() -> Iterator[Tensor]:
-        for rows in _row_blocks(x):
-            block = x[:, rows]
-            for view, z, mean in zip(block, views, means):
-                torch.sub(z[rows], mean, out=view)
+        for block, *parts in _row_blocks(x, *views):
+            for view, z, mean in zip(block, parts, means):
+                torch.sub(z, mean, out=view)
             yield torch.stack((block.sum(1, keepdim=True), block.square().sum(1, keepdim=True)))
 
     # The mean is off by its rounding, which may be no small part of a small deviation.
@@ -321,13 +320,16 @@ def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
 
 def _sums_of_squares(x: Tensor) -> Tensor:
     """Sums of the squares of a square matrix over columns and over rows, (2, 1, D)."""
-    sums = x.new_zeros(2, 1, len(x))
-    over_columns, over_rows = sums[:, 0]
-    for rows in _row_blocks(x):
-        squares = x[rows].square()
-        torch.sum(squares, 1, out=over_columns[rows])
-        over_rows += squares.sum(0)
-    return sums
+    over_columns = x.new_empty(len(x), 1)
+
+    def over_rows() -> Iterator[Tensor]:
+        for block, sums in _row_blocks(x, over_columns):
+            squares = block.square()
+            torch.sum(squares, 1, keepdim=True, out=sums)
+            yield squares.sum(0, keepdim=True)
+
+    total = _sum(over_rows())
+    return torch.stack((over_columns.T, total))
 
 
 def _add_weighted_product_(
@@ -354,8 +356,7 @@ class _Terms(torch.autograd.Function):
         x = z_a.new_empty((2, *z_a.shape), dtype=_compute_dtype(z_a, z_b))
 
         def gaps(factor: Tensor, shift: Tensor) -> Iterator[Tensor]:
-            for rows in _row_blocks(x):
-                block = x[:, rows]
+            for (block,) in _row_blocks(x):
                 torch.addcmul(shift, block, factor, out=block)
                 yield (block[0] - block[1]).square_().sum(0)
 
@@ -406,23 +407,20 @@ class _Terms(torch.autograd.Function):
             direct.addcmul_(diagonal, grad_redundancy)
         direct = (rate * direct).neg_()
 
-        def removed(along: Tensor) -> Tensor:
-            return torch.addcmul(direct * diagonal, along, weight).neg_()
-
         with torch.autocast(x.device.type, enabled=False):
             if ctx.form == "gram":
                 torch.mm(product[1], everyone[0], out=grad[0])
                 torch.mm(product[0], everyone[1], out=grad[1])
-                parts = ((grad[:, r] * x[:, r]).sum(1, keepdim=True) for r in _row_blocks(x))
+                parts = ((g * v).sum(1, keepdim=True) for g, v in _row_blocks(grad, x))
                 along = all_reduce_sum_(_sum(parts), ctx.group)
-                own_part = removed(along)
-                for rows in _row_blocks(x):
-                    block, views = grad[:, rows], x[:, rows]
-                    block.mul_(weight).addcmul_(views, own_part)
+            removed = torch.addcmul(direct * diagonal, along, weight).neg_()
+            if ctx.form == "gram":
+                for block, views in _row_blocks(grad, x):
+                    block.mul_(weight).addcmul_(views, removed)
                     block[0].addcmul_(views[1], direct[0])
                     block[1].addcmul_(views[0], direct[1])
             else:
-                torch.mul(x, removed(along), out=grad)
+                torch.mul(x, removed, out=grad)
                 _add_weighted_product_(grad[0], x[1], product.T, weight[0], direct[0])
                 _add_weighted_product_(grad[1], x[0], product, weight[1], direct[1])
         grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad, ctx.dtypes))
