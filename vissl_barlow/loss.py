@@ -2,9 +2,9 @@
 
 Shapes: N rows of the global batch, N_p of them on this process, W processes, D dimensions of the
 embedding. A, B (N, D) are the two views of the embeddings, each normalised along the batch on its
-own; C = A^T B / N is their cross-correlation.
+own: every column has mean 0 and length 1. C = A^T B is their cross-correlation.
 
-C need not be formed: sum_ij C_ij^2 = sum((A A^T) * (B B^T)) / N^2, and only its diagonal is wanted
+C need not be formed: sum_ij C_ij^2 = sum((A A^T) * (B B^T)), and only its diagonal is wanted
 besides. That is exact, takes N x N memory instead of D x D, and fewer operations where N < D.
 
 Gradients: what each process back-propagates is the true gradient of the global loss with respect to
@@ -224,12 +224,12 @@ def checked_batch_sizes(
     return sizes
 
 
-def _row_blocks(x: Tensor) -> Iterator[slice]:
+def _row_blocks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of all matrices at a time."""
     # Kernel launches cost more than a device's memory does, and its cache is larger: one block.
     n = x.shape[-2]
     rows = n if x.device.type != "cpu" else max(1, _CACHED_ELEMENTS * n // max(x.numel(), 1))
-    for begin in range(0, max(n, 1), max(rows, 1)):
-        yield slice(begin, begin + rows)
+    return zip(*(y.split(max(rows, 1), -2) for y in (x, *others)))
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
@@ -248,42 +248,37 @@ def _compute_dtype(*views: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, [z.dtype for z in views], torch.float32)
 
 
-class _Scale(NamedTuple):
-    """`x * factor + shift` is the normalised view of a nearly centred one; each (V, 1, D)."""
-
-    var: Tensor
-    factor: Tensor
-    shift: Tensor
-
-
 def _centre_into(
-    x: Tensor, views: Sequence[Tensor], eps: float, n: int, group: ProcessGroup | None
-) -> _Scale:
-    """Writes V views (N_p, D), less their means over the global batch, to x (V, N_p, D)."""
+    x: Tensor, views: Sequence[Tensor], n: int, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """Writes V views (N_p, D), less their means over the global batch, to x (V, N_p, D).
+
+    Returns:
+        The means of x, (V, 1, D), which rounding leaves, and the sums of its squared deviations.
+    """
     sums = torch.stack([z.sum(0, keepdim=True, dtype=x.dtype) for z in views])
-    means = all_reduce_sum_(sums, group) / n
+    means = all_reduce_sum_(sums, group).div_(n)
 
     def moments() -> Iterator[Tensor]:
-        for rows in _row_blocks(x):
-            for view, z, mean in zip(x, views, means):
-                torch.sub(z[rows], mean, out=view[rows])
-            block = x[:, rows]
+        for block, *parts in _row_blocks(x, *views):
+            for view, z, mean in zip(block, parts, means):
+                torch.sub(z, mean, out=view)
             yield torch.stack((block.sum(1, keepdim=True), block.square().sum(1, keepdim=True)))
 
     # The mean is off by its rounding, which may be no small part of a small deviation.
-    rest, power = all_reduce_sum_(_sum(moments()), group) / n
-    var = torch.addcmul(power, rest, rest, value=-1)
-    factor = torch.rsqrt(var + eps)
-    return _Scale(var, factor, rest.mul_(factor).neg_())
+    sums, squares = all_reduce_sum_(_sum(moments()), group)
+    means = sums / n
+    return means, squares.addcmul_(sums, means, value=-1)
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, eps: float, n: int, group: ProcessGroup | None) -> Tensor:
         x = torch.empty_like(z, dtype=_compute_dtype(z))
-        scale = _centre_into(x[None], [z], eps, n, group)
-        torch.addcmul(scale.shift[0], x, scale.factor[0], out=x)
-        ctx.save_for_backward(x, scale.factor[0])
+        (mean,), (deviation,) = _centre_into(x[None], [z], n, group)
+        inv_std = torch.rsqrt(deviation / n + eps)
+        x.sub_(mean).mul_(inv_std)
+        ctx.save_for_backward(x, inv_std)
         ctx.n, ctx.group, ctx.dtype = n, group, z.dtype
         return x
 
@@ -324,29 +319,28 @@ def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _sums_of_squares(x: Tensor) -> Tensor:
-    """Sums of the squares of a square matrix over rows and over columns, (2, 1, D)."""
-    over_columns = []
+    """Sums of the squares of a square matrix over columns and over rows, (2, 1, D)."""
+    over_columns = x.new_empty(len(x), 1)
 
     def over_rows() -> Iterator[Tensor]:
-        for rows in _row_blocks(x):
-            squares = x[rows].square()
-            over_columns.append(squares.sum(1))
-            yield squares.sum(0)
+        for block, sums in _row_blocks(x, over_columns):
+            squares = block.square()
+            torch.sum(squares, 1, keepdim=True, out=sums)
+            yield squares.sum(0, keepdim=True)
 
     total = _sum(over_rows())
-    return torch.stack((torch.cat(over_columns), total))[:, None]
+    return torch.stack((over_columns.T, total))
 
 
-def _weighted_products_into(
+def _add_weighted_product_(
     out: Tensor, x: Tensor, matrix: Tensor, weight: Tensor, diagonal: Tensor
 ) -> None:
-    """out = x (matrix * weight + diag(diagonal)), by columns: no second D x D matrix."""
-    d = matrix.shape[0]
-    for begin in range(0, d, _PRODUCT_COLUMNS):
+    """out += x (matrix * weight + diag(diagonal)), by columns: no second D x D matrix."""
+    for begin in range(0, len(matrix), _PRODUCT_COLUMNS):
         cols = slice(begin, begin + _PRODUCT_COLUMNS)
         weighted = matrix[:, cols] * weight[:, cols]
         weighted.diagonal(-begin).add_(diagonal[0, cols])
-        torch.mm(x, weighted, out=out[:, cols])
+        out[:, cols].addmm_(x, weighted)
 
 
 class _Terms(torch.autograd.Function):
@@ -361,20 +355,20 @@ class _Terms(torch.autograd.Function):
         n, world_size = sum(sizes), len(sizes)
         x = z_a.new_empty((2, *z_a.shape), dtype=_compute_dtype(z_a, z_b))
 
-        def gaps(scale: _Scale) -> Iterator[Tensor]:
-            for rows in _row_blocks(x):
-                block = x[:, rows]
-                torch.addcmul(scale.shift, block, scale.factor, out=block)
+        def gaps(factor: Tensor, shift: Tensor) -> Iterator[Tensor]:
+            for (block,) in _row_blocks(x):
+                torch.addcmul(shift, block, factor, out=block)
                 yield (block[0] - block[1]).square_().sum(0)
 
         with torch.autocast(x.device.type, enabled=False):
-            scale = _centre_into(x, (z_a, z_b), eps, n, group)
-            gap = all_reduce_sum_(_sum(gaps(scale)), group) / n
-            # C_ii and 1 - C_ii from the mean squared difference of the views: neither loses digits,
+            means, deviation = _centre_into(x, (z_a, z_b), n, group)
+            inv_square = (deviation + n * eps).reciprocal_()
+            factor = inv_square.sqrt()
+            gap = all_reduce_sum_(_sum(gaps(factor, means.mul_(factor).neg_())), group).div_(2)
+            # C_ii and 1 - C_ii from half the squared distance of the views: neither loses digits,
             # be the views nearly identical (1 - C_ii small) or nearly collapsed (C_ii small).
-            inv_var = scale.factor.square()
-            diagonal = ((scale.var * inv_var).sum((0, 1)) - gap) / 2
-            shortfall = (inv_var.sum((0, 1)) * eps + gap) / 2
+            diagonal = deviation.mul_(inv_square).mean((0, 1)).sub_(gap)
+            shortfall = gap.add_(inv_square.mean((0, 1)), alpha=n * eps)
             invariance = shortfall.square().sum(dtype=torch.float64)
 
             own = slice(0, n)
@@ -385,55 +379,49 @@ class _Terms(torch.autograd.Function):
                     own = slice(begin, begin + z_a.shape[0])
                 product = _gram_matrices(x, own)
                 total = all_reduce_sum_(_sum_of_products(*product), group)
-                redundancy = total / n**2 - diagonal.square().sum(dtype=torch.float64)
+                redundancy = total - diagonal.square().sum(dtype=torch.float64)
                 along = None
             else:
                 product = all_reduce_sum_(x[0].T @ x[1], group)
                 product.diagonal().zero_()
                 along = _sums_of_squares(product)
-                redundancy = along[0].sum(dtype=torch.float64) / n**2
-        ctx.save_for_backward(x, scale.factor, diagonal, shortfall, product, along)
-        ctx.form, ctx.n, ctx.own, ctx.group = form, n, own, group
+                redundancy = along[0].sum(dtype=torch.float64)
+        ctx.save_for_backward(x, factor, diagonal, shortfall, product, along)
+        ctx.form, ctx.own, ctx.group = form, own, group
         ctx.gradient_scale, ctx.dtypes = gradient_scale, (z_a.dtype, z_b.dtype)
         return invariance.to(x.dtype), redundancy.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_invariance, grad_redundancy):
-        everyone, inv_std, diagonal, shortfall, product, along = ctx.saved_tensors
+        everyone, factor, diagonal, shortfall, product, along = ctx.saved_tensors
         x = everyone[:, ctx.own]
-        n = ctx.n
         grad = torch.empty_like(x)
-        # With P = B B^T A (or N B C^T without its diagonal), the gradient with respect to z_a is
+        # With P = B B^T A (or B C^T without its diagonal), the gradient with respect to z_a is
         # weight P + direct B, less its part along A, which normalisation takes away (its mean over
         # the batch is zero already). For z_b it is the same with A and B swapped.
-        grad_redundancy = grad_redundancy * ctx.gradient_scale
-        direct = shortfall * (grad_invariance * ctx.gradient_scale)
+        rate = factor * (2 * ctx.gradient_scale)
+        weight = rate * grad_redundancy
+        direct = shortfall * grad_invariance
         if ctx.form == "gram":
-            direct = torch.addcmul(direct, diagonal, grad_redundancy)
-        weight = inv_std * (grad_redundancy * (2 / n**2))
-        direct = inv_std * direct * (-2 / n)
-
-        def remove(along: Tensor) -> Tensor:
-            return torch.addcmul(direct * diagonal, along, weight / n).neg_()
+            direct.addcmul_(diagonal, grad_redundancy)
+        direct = (rate * direct).neg_()
 
         with torch.autocast(x.device.type, enabled=False):
             if ctx.form == "gram":
-                # By columns, as fast and with smaller buffers inside the product.
-                for begin in range(0, x.shape[2], _PRODUCT_COLUMNS):
-                    cols = slice(begin, begin + _PRODUCT_COLUMNS)
-                    torch.mm(product[1], everyone[0, :, cols], out=grad[0, :, cols])
-                    torch.mm(product[0], everyone[1, :, cols], out=grad[1, :, cols])
-                parts = ((grad[:, r] * x[:, r]).sum(1, keepdim=True) for r in _row_blocks(x))
-                removed = remove(all_reduce_sum_(_sum(parts), ctx.group))
-                for rows in _row_blocks(x):
-                    block, views = grad[:, rows], x[:, rows]
+                torch.mm(product[1], everyone[0], out=grad[0])
+                torch.mm(product[0], everyone[1], out=grad[1])
+                parts = ((g * v).sum(1, keepdim=True) for g, v in _row_blocks(grad, x))
+                along = all_reduce_sum_(_sum(parts), ctx.group)
+            removed = torch.addcmul(direct * diagonal, along, weight).neg_()
+            if ctx.form == "gram":
+                for block, views in _row_blocks(grad, x):
                     block.mul_(weight).addcmul_(views, removed)
                     block[0].addcmul_(views[1], direct[0])
                     block[1].addcmul_(views[0], direct[1])
             else:
-                _weighted_products_into(grad[0], x[1], product.T, weight[0], direct[0])
-                _weighted_products_into(grad[1], x[0], product, weight[1], direct[1])
-                grad.addcmul_(x, remove(along))
+                torch.mul(x, removed, out=grad)
+                _add_weighted_product_(grad[0], x[1], product.T, weight[0], direct[0])
+                _add_weighted_product_(grad[1], x[0], product, weight[1], direct[1])
         grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad, ctx.dtypes))
         return grad_a, grad_b, None, None, None, None, None
