@@ -18,7 +18,7 @@ def draw_pretraining(
     path: str | os.PathLike,
     history: Sequence[dict],
     lambda_: float,
-    before: np.ndarray,
+    before: np.ndarray | None,
     after: np.ndarray,
     title: str,
 ) -> None:
@@ -28,7 +28,7 @@ def draw_pretraining(
         path: of the PNG.
         history: one dict per logged step with `iteration`, `loss`, `invariance`, `redundancy`.
         lambda_: weight of the redundancy term, for its curve.
-        before, after: C of equation 2, (D, D).
+        before, after: C of equation 2, (D, D); None where it is not known.
         title: of the whole figure.
     """
     figure = Figure(figsize=(15, 4.6), layout="constrained")
@@ -47,6 +47,9 @@ def draw_pretraining(
     curves.legend()
     limit = LARGEST_CORRELATION_SHOWN
     for axes, matrix, name in ((first, before, "before"), (last, after, "after")):
+        if matrix is None:
+            axes.set_axis_off()
+            continue
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="none")
         off_diagonal = matrix[~np.eye(len(matrix), dtype=bool)]
         axes.set_title(

@@ -326,8 +326,9 @@ def study_item(
             label += f" ({study['best_of']['name']} {experiment.tried})"
         place = {"series": series, "point": point}
         if data == DIGITS:
-            untrained = fmean(run.result["untrained trunk"] for run in runs) if runs else None
-            lines.append(Line(label, "probe", untrained, None, tuple(runs), **place))
+            untrained = [r.result["untrained trunk"] for r in runs if "untrained trunk" in r.result]
+            reference = fmean(untrained) if untrained else None
+            lines.append(Line(label, "probe", reference, None, tuple(runs), **place))
             continue
         pretrainings = tuple(filter(None, map(found.pretraining_of, runs)))
         lines += _lines(found, label, dict(experiment.paper), runs, pretrainings, **place)

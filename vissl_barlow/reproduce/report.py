@@ -59,7 +59,9 @@ def cells(item: Item) -> tuple[list[str], list[list[str]]]:
             line.hardware,
             line.hours,
         ]
-        numbers = [_reported(line.reference), _reported(line.built_in), line.measured]
+        places = 2 if item.data == IMAGENET else 1
+        reference, built_in = (_reported(v, places) for v in (line.reference, line.built_in))
+        numbers = [reference, built_in, line.measured]
         difference = "" if line.difference is None else f"{line.difference:+.1f}"
         rows.append(
             [line.label, line.figure, *numbers, difference, *([""] * 4 if repeated else behind)]
@@ -70,9 +72,12 @@ def cells(item: Item) -> tuple[list[str], list[list[str]]]:
     return [header[i] for i in keep], [[row[i] for i in keep] for row in rows]
 
 
-def _reported(value: float | None) -> str:
-    """A number as its source prints it; at least one decimal, and at most two."""
-    return "" if value is None else f"{value:.2f}".removesuffix("0")
+def _reported(value: float | None, places: int) -> str:
+    """A number with at most so many decimals, and at least one."""
+    if value is None:
+        return ""
+    text = f"{value:.{places}f}"
+    return text.removesuffix("0") if places > 1 else text
 
 
 def markdown(item: Item) -> str:

@@ -61,14 +61,14 @@ def read_detection(path: Path) -> dict[str, float] | None:
 
 
 def read_probe(folder: Path) -> dict[str, float] | None:
-    """Accuracies in % of a pretraining's probe: of the trunk ("probe"), of the untrained one and of
-    the pixels; None until the end of training."""
+    """Accuracies in % of a pretraining's probe: of the trunk ("probe"), of the untrained one, if it
+    was known, and of the pixels; None until the end of training."""
     path = folder / PROBE_FILE
     accuracies = json.loads(path.read_text()) if path.exists() else {}
     if "pretrained trunk" not in accuracies:
         return None
     names = {"probe": "pretrained trunk", "untrained trunk": "untrained trunk", "pixels": "pixels"}
-    return {name: 100 * accuracies[source] for name, source in names.items()}
+    return {n: 100 * accuracies[source] for n, source in names.items() if source in accuracies}
 
 
 READERS: dict[str, Callable[[Path], dict[str, float] | None]] = {

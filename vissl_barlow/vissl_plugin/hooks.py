@@ -342,11 +342,18 @@ class BarlowProbe(ClassyHook):
         # A resumed run no longer has the untrained trunk: it finds the figures of its first start.
         if not (self.folder / PROBE_FILE).exists():
             pixels = [images.flatten(1).numpy() for images, _ in self.sets]
-            # First: the other file says that both are there.
-            np.save(self.folder / CORRELATION_FILE, self._correlation(task))
-            self._write(
-                {"pixels": self._accuracy(*pixels), "untrained trunk": self._probe_trunk(task)}
-            )
+            accuracies = {"pixels": self._accuracy(*pixels)}
+            if task.iteration == 0:
+                # First: the other file says that both are there.
+                np.save(self.folder / CORRELATION_FILE, self._correlation(task))
+                accuracies["untrained trunk"] = self._probe_trunk(task)
+            else:
+                logging.warning(
+                    "resumed at step %d without %s: the untrained trunk is gone, and not probed",
+                    task.iteration,
+                    self.folder / PROBE_FILE,
+                )
+            self._write(accuracies)
 
     def on_phase_end(self, task) -> None:
         epoch = task.train_phase_idx + 1
@@ -365,18 +372,21 @@ class BarlowProbe(ClassyHook):
         table = Table(title=f"{self.kind} probe on frozen features, test accuracy")
         table.add_column("features")
         table.add_column("accuracy", justify="right")
-        for name in ("untrained trunk", "pixels", "pretrained trunk"):
-            table.add_row(name, f"{100 * results[name]:.1f} %")
+        names = ("untrained trunk", "pixels", "pretrained trunk")
+        shown = {name: f"{100 * results[name]:.1f}" for name in names if name in results}
+        for name, accuracy in shown.items():
+            table.add_row(name, f"{accuracy} %")
         figure = self.folder / FIGURE_FILE
         history = read_history(self.folder)
+        before = self.folder / CORRELATION_FILE
         draw_pretraining(
             figure,
             history,
             task.base_loss.options.get("lambda_", 1.0),
-            np.load(self.folder / CORRELATION_FILE),
+            np.load(before) if before.exists() else None,
             self._correlation(task),
-            f"{results['pretrained trunk']:.1%} {self.kind} probe after {task.num_epochs} epochs "
-            f"(untrained {results['untrained trunk']:.1%}, pixels {results['pixels']:.1%})",
+            f"{self.kind} probe after {task.num_epochs} epochs: "
+            + ", ".join(f"{name} {accuracy}%" for name, accuracy in shown.items()),
         )
         console = Console()
         console.print(table)
