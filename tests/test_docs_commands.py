@@ -202,7 +202,7 @@ def pretrains(folder: str, *append: str, **options) -> Callable[[Place, str], No
     return runs(*append, leaves=leaves, then=check, **options)
 
 
-def study(data: str, *append: str) -> Callable[[Place, str], None]:
+def study(data: str, *append: str, **options) -> Callable[[Place, str], None]:
     """One experiment of Table 5, to its row in the table."""
 
     def check(place: Place) -> None:
@@ -213,7 +213,7 @@ def study(data: str, *append: str) -> Callable[[Place, str], None]:
         # What was not the study's protocol must not pass for it.
         assert "num_epochs=1" in table.with_suffix(".md").read_text().splitlines()[0]
 
-    return runs("--only", "only inv", *append, then=check)
+    return runs("--only", "only inv", *append, then=check, **options)
 
 
 def report(place: Place, command: str) -> None:
@@ -537,7 +537,7 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
         is_tested_by("test_quickstart.py", "test_the_quickstart_learns_the_digits_and_draws_it")
     ),
     "make test": suite,
-    "prints ================ 0 passed, 0 warnings in 0s (0) =================": all_passed,
+    "prints ================ 0 passed, 0 warnings in 0s (0) ================": all_passed,
     f"{PRETRAIN}/resnet50_in1k_1000ep_1gpu {IMAGENET} config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=256": (
         pretrains(ONE_GPU, *SMALL, "config.DATA.TRAIN.DATA_LIMIT=512")
     ),
@@ -592,6 +592,9 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
         "imagenet", *SMALL, *LIMITED, ONE_PROCESS, *(f"--linear={word}" for word in LINEAR_OF_SMALL)
     ),
     f"{REPRODUCE} table5 --data digits": study("digits", *SHORT_WITH_PROBE),
+    f"{REPRODUCE} NAME --data digits --seeds 2": study(
+        "digits", *SHORT_WITH_PROBE, replace={"NAME": "table5"}
+    ),
     # docs/detection.md
     "pip install ninja 'setuptools<82' wheel": from_the_network,
     "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2": (
