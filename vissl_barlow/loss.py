@@ -409,8 +409,10 @@ class _Terms(torch.autograd.Function):
 
         with torch.autocast(x.device.type, enabled=False):
             if ctx.form == "gram":
-                torch.mm(product[1], everyone[0], out=grad[0])
-                torch.mm(product[0], everyone[1], out=grad[1])
+                # By columns, as fast and with smaller buffers inside the product.
+                for views, out in zip(*(y.split(_PRODUCT_COLUMNS, -1) for y in (everyone, grad))):
+                    torch.mm(product[1], views[0], out=out[0])
+                    torch.mm(product[0], views[1], out=out[1])
                 parts = ((g * v).sum(1, keepdim=True) for g, v in _row_blocks(grad, x))
                 along = all_reduce_sum_(_sum(parts), ctx.group)
             removed = torch.addcmul(direct * diagonal, along, weight).neg_()
