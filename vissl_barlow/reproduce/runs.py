@@ -120,7 +120,18 @@ class Run:
     def checkpoint_sha256(self) -> str | None:
         """Of the newest checkpoint it left; None without one."""
         path = self.folder / CHECKPOINT
-        return file_sha256(path) if path.exists() else None
+        return _sha256(path) if path.exists() else None
+
+
+def _sha256(path: Path) -> str:
+    """`file_sha256`, once for all the runs that name the file: it may have gigabytes."""
+    state = path.stat()
+    return _sha256_of(path.resolve(), state.st_mtime_ns, state.st_size)
+
+
+@functools.cache
+def _sha256_of(path: Path, *state: int) -> str:
+    return file_sha256(path)
 
 
 def find_runs(folder: Path, leave_out: Path | None = None) -> tuple[list[Run], dict[Path, str]]:
@@ -300,7 +311,7 @@ def _with_their_checkpoints(runs: list[Run], refused: dict[Path, str]) -> list[R
         weights = run.weights
         path = Path(weights["path"]) if run.result and weights and weights["sha256"] else None
         among_them = path is not None and path.parent in folders and path.exists()
-        if among_them and file_sha256(path) != weights["sha256"]:
+        if among_them and _sha256(path) != weights["sha256"]:
             refused[run.folder] = f"{path} is no longer the file it evaluated: sha256 differs"
         else:
             kept.append(run)

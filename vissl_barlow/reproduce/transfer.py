@@ -183,8 +183,7 @@ def _run_row(row: Row, inputs: dict[str, str], options: argparse.Namespace) -> b
     folder = options.out.resolve() / row.name
     finished = row.read_result(folder) is not None
     if not options.dry_run:
-        overrides = _read_state(folder).get("overrides", []) if finished else options.overrides
-        _claim(folder, inputs["checkpoint"], overrides)
+        _claim(folder, inputs["checkpoint"])
     if finished:
         return True
     for step in row.steps:
@@ -247,8 +246,8 @@ def _sbatch(command: list[str], folder: str, gpus: str) -> list[str]:
     ]
 
 
-def _claim(folder: Path, checkpoint: str, overrides: list[str]) -> None:
-    """Marks `folder` as this checkpoint's, or refuses it as another's; notes the overrides."""
+def _claim(folder: Path, checkpoint: str) -> None:
+    """Marks `folder` as this checkpoint's, or refuses it as another's."""
     digest = file_sha256(checkpoint)
     state = _read_state(folder)
     if state.get("sha256", digest) != digest:
@@ -256,8 +255,7 @@ def _claim(folder: Path, checkpoint: str, overrides: list[str]) -> None:
             f"{folder} holds the results of another checkpoint, {state['checkpoint']}; choose another "
             "folder with --out"
         )
-    marks = {"checkpoint": checkpoint, "sha256": digest, "overrides": overrides}
-    _write_state(folder, {**state, **marks})
+    _write_state(folder, {**state, "checkpoint": checkpoint, "sha256": digest})
 
 
 def _read_state(folder: Path) -> dict:
