@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
+from torch.nn.functional import mse_loss
 
 from vissl_barlow.distributed import (
     all_gather_rows,
@@ -40,6 +41,8 @@ FORMS = ("auto", "correlation", "gram")
 
 # Elements that elementwise work on the CPU touches at a time, to find them in cache the next time.
 _CACHED_ELEMENTS = 1 << 17
+# One row in so many gives a number near the mean to begin with.
+_ROWS_PER_SAMPLE = 8
 # Columns of a matrix product at a time where its factor is made for it: the fewest at full speed.
 _PRODUCT_COLUMNS = 1024
 # Floating-point operations that take as long as moving one byte from memory, and between processes.
@@ -104,7 +107,8 @@ def barlow_twins_loss(
         form = choose_form(sum(sizes), z_a.shape[1], len(sizes))
     gradient_scale = len(sizes) / reference_world_size
     invariance, redundancy = _Terms.apply(z_a, z_b, eps, form, sizes, group, gradient_scale)
-    return LossTerms(invariance + lambda_ * redundancy, invariance, redundancy)
+    loss = torch.add(invariance, redundancy, alpha=lambda_)
+    return LossTerms(loss, invariance, redundancy)
 
 
 def cross_correlation(
@@ -119,7 +123,7 @@ def cross_correlation(
         ValueError: as `barlow_twins_loss`.
     """
     sizes = checked_batch_sizes(z_a, z_b, eps, group)
-    a, b = (_Normalise.apply(z, eps, sum(sizes), group) for z in (z_a, z_b))
+    a, b = (_Normalise.apply(z, eps, sizes, group) for z in (z_a, z_b))
     with torch.autocast(a.device.type, enabled=False):
         return all_reduce_sum(a.T @ b / sum(sizes), group)
 
@@ -135,7 +139,7 @@ def normalise(z: Tensor, *, eps: float = 1e-5, group: ProcessGroup | None = None
         ValueError: as `barlow_twins_loss`.
     """
     sizes = checked_batch_sizes(z, z, eps, group)
-    return _Normalise.apply(z, eps, sum(sizes), group)
+    return _Normalise.apply(z, eps, sizes, group)
 
 
 @functools.cache
@@ -224,12 +228,13 @@ def checked_batch_sizes(
     return sizes
 
 
-def _row_blocks(x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _row_blocks(x: Tensor, *others: Tensor) -> Sequence[tuple[Tensor, ...]]:
     """The same rows of all matrices at a time."""
     # Kernel launches cost more than a device's memory does, and its cache is larger: one block.
-    n = x.shape[-2]
-    rows = n if x.device.type != "cpu" else max(1, _CACHED_ELEMENTS * n // max(x.numel(), 1))
-    return zip(*(y.split(max(rows, 1), -2) for y in (x, *others)))
+    if x.device.type != "cpu" or x.numel() <= _CACHED_ELEMENTS:
+        return [(x, *others)]
+    rows = max(1, _CACHED_ELEMENTS * x.shape[-2] // x.numel())
+    return list(zip(*(y.split(rows, -2) for y in (x, *others))))
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:
@@ -249,35 +254,42 @@ def _compute_dtype(*views: Tensor) -> torch.dtype:
 
 
 def _centre_into(
-    x: Tensor, views: Sequence[Tensor], n: int, group: ProcessGroup | None
+    x: Tensor, views: Sequence[Tensor], sizes: Sequence[int], group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor]:
-    """Writes V views (N_p, D), less their means over the global batch, to x (V, N_p, D).
+    """Writes V views (N_p, D), each dimension less a number near its mean, to x (V, N_p, D).
 
     Returns:
-        The means of x, (V, 1, D), which rounding leaves, and the sums of its squared deviations.
+        (V, 1, D) each: what to add to x for a mean of 0 over the global batch, and the sums of its
+        squared deviations from the mean.
     """
-    sums = torch.stack([z.sum(0, keepdim=True, dtype=x.dtype) for z in views])
-    means = all_reduce_sum_(sums, group).div_(n)
+    n = sum(sizes)
+    # However far z is from 0, and whatever the order of its rows, the mean of one in eight is within
+    # sqrt(8) standard deviations of the true one: the difference below keeps all digits but one.
+    sums = torch.stack([z[::_ROWS_PER_SAMPLE].sum(0, keepdim=True, dtype=x.dtype) for z in views])
+    sampled = sum(-(-size // _ROWS_PER_SAMPLE) for size in sizes)
+    guess = all_reduce_sum_(sums, group).div_(sampled).unbind()
 
     def moments() -> Iterator[Tensor]:
         for block, *parts in _row_blocks(x, *views):
-            for view, z, mean in zip(block, parts, means):
-                torch.sub(z, mean, out=view)
+            for view, z, near in zip(block.unbind(), parts, guess):
+                torch.sub(z, near, out=view)
             yield torch.stack((block.sum(1, keepdim=True), block.square().sum(1, keepdim=True)))
 
-    # The mean is off by its rounding, which may be no small part of a small deviation.
-    sums, squares = all_reduce_sum_(_sum(moments()), group)
-    means = sums / n
-    return means, squares.addcmul_(sums, means, value=-1)
+    sums, squares = all_reduce_sum_(_sum(moments()), group).unbind()
+    shift = sums / -n
+    return shift, squares.addcmul_(sums, shift)
 
 
 class _Normalise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z: Tensor, eps: float, n: int, group: ProcessGroup | None) -> Tensor:
+    def forward(
+        ctx, z: Tensor, eps: float, sizes: Sequence[int], group: ProcessGroup | None
+    ) -> Tensor:
+        n = sum(sizes)
         x = torch.empty_like(z, dtype=_compute_dtype(z))
-        (mean,), (deviation,) = _centre_into(x[None], [z], n, group)
+        (shift,), (deviation,) = _centre_into(x[None], [z], sizes, group)
         inv_std = torch.rsqrt(deviation / n + eps)
-        x.sub_(mean).mul_(inv_std)
+        x.add_(shift).mul_(inv_std)
         ctx.save_for_backward(x, inv_std)
         ctx.n, ctx.group, ctx.dtype = n, group, z.dtype
         return x
@@ -332,15 +344,15 @@ def _sums_of_squares(x: Tensor) -> Tensor:
     return torch.stack((over_columns.T, total))
 
 
-def _add_weighted_product_(
+def _weighted_product_into(
     out: Tensor, x: Tensor, matrix: Tensor, weight: Tensor, diagonal: Tensor
 ) -> None:
-    """out += x (matrix * weight + diag(diagonal)), by columns: no second D x D matrix."""
+    """out = x (matrix * weight - diag(diagonal)), by columns: no second D x D matrix."""
     for begin in range(0, len(matrix), _PRODUCT_COLUMNS):
         cols = slice(begin, begin + _PRODUCT_COLUMNS)
         weighted = matrix[:, cols] * weight[:, cols]
-        weighted.diagonal(-begin).add_(diagonal[0, cols])
-        out[:, cols].addmm_(x, weighted)
+        weighted.diagonal(-begin).sub_(diagonal[0, cols])
+        torch.mm(x, weighted, out=out[:, cols])
 
 
 class _Terms(torch.autograd.Function):
@@ -355,21 +367,23 @@ class _Terms(torch.autograd.Function):
         n, world_size = sum(sizes), len(sizes)
         x = z_a.new_empty((2, *z_a.shape), dtype=_compute_dtype(z_a, z_b))
 
-        def gaps(factor: Tensor, shift: Tensor) -> Iterator[Tensor]:
-            for (block,) in _row_blocks(x):
+        def squared_distances(factor: Tensor, shift: Tensor) -> Iterator[Tensor]:
+            # Backwards: the last rows were written last, and are in cache.
+            for (block,) in reversed(_row_blocks(x)):
                 torch.addcmul(shift, block, factor, out=block)
-                yield (block[0] - block[1]).square_().sum(0)
+                yield mse_loss(*block.unbind(), reduction="none").sum(0)
 
         with torch.autocast(x.device.type, enabled=False):
-            means, deviation = _centre_into(x, (z_a, z_b), n, group)
+            shift, deviation = _centre_into(x, (z_a, z_b), sizes, group)
             inv_square = (deviation + n * eps).reciprocal_()
             factor = inv_square.sqrt()
-            gap = all_reduce_sum_(_sum(gaps(factor, means.mul_(factor).neg_())), group).div_(2)
+            gap = _sum(squared_distances(factor, shift.mul_(factor)))
+            gap = all_reduce_sum_(gap, group).div_(2)
             # C_ii and 1 - C_ii from half the squared distance of the views: neither loses digits,
             # be the views nearly identical (1 - C_ii small) or nearly collapsed (C_ii small).
             diagonal = deviation.mul_(inv_square).mean((0, 1)).sub_(gap)
             shortfall = gap.add_(inv_square.mean((0, 1)), alpha=n * eps)
-            invariance = shortfall.square().sum(dtype=torch.float64)
+            invariance = torch.dot(shortfall, shortfall)
 
             own = slice(0, n)
             if form == "gram":
@@ -378,18 +392,19 @@ class _Terms(torch.autograd.Function):
                     begin = sum(sizes[: rank(group)])
                     own = slice(begin, begin + z_a.shape[0])
                 product = _gram_matrices(x, own)
-                total = all_reduce_sum_(_sum_of_products(*product), group)
-                redundancy = total - diagonal.square().sum(dtype=torch.float64)
+                total = all_reduce_sum_(_sum_of_products(*product.unbind()), group)
+                redundancy = (total - torch.dot(diagonal, diagonal)).to(x.dtype)
                 along = None
             else:
-                product = all_reduce_sum_(x[0].T @ x[1], group)
+                a, b = x.unbind()
+                product = all_reduce_sum_(a.T @ b, group)
                 product.diagonal().zero_()
                 along = _sums_of_squares(product)
-                redundancy = along[0].sum(dtype=torch.float64)
+                redundancy = along[0].sum()
         ctx.save_for_backward(x, factor, diagonal, shortfall, product, along)
         ctx.form, ctx.own, ctx.group = form, own, group
         ctx.gradient_scale, ctx.dtypes = gradient_scale, (z_a.dtype, z_b.dtype)
-        return invariance.to(x.dtype), redundancy.to(x.dtype)
+        return invariance, redundancy
 
     @staticmethod
     @once_differentiable
@@ -398,32 +413,39 @@ class _Terms(torch.autograd.Function):
         x = everyone[:, ctx.own]
         grad = torch.empty_like(x)
         # With P = B B^T A (or B C^T without its diagonal), the gradient with respect to z_a is
-        # weight P + direct B, less its part along A, which normalisation takes away (its mean over
+        # weight P - direct B, less its part along A, which normalisation takes away (its mean over
         # the batch is zero already). For z_b it is the same with A and B swapped.
         rate = factor * (2 * ctx.gradient_scale)
         weight = rate * grad_redundancy
         direct = shortfall * grad_invariance
         if ctx.form == "gram":
             direct.addcmul_(diagonal, grad_redundancy)
-        direct = (rate * direct).neg_()
+        direct = rate * direct
+        (weight_a, weight_b), (direct_a, direct_b) = weight.unbind(), direct.unbind()
 
         with torch.autocast(x.device.type, enabled=False):
             if ctx.form == "gram":
+                gram_a, gram_b = product.unbind()
                 # By columns, as fast and with smaller buffers inside the product.
                 for views, out in zip(*(y.split(_PRODUCT_COLUMNS, -1) for y in (everyone, grad))):
-                    torch.mm(product[1], views[0], out=out[0])
-                    torch.mm(product[0], views[1], out=out[1])
+                    (a, b), (out_a, out_b) = views.unbind(), out.unbind()
+                    torch.mm(gram_b, a, out=out_a)
+                    torch.mm(gram_a, b, out=out_b)
                 parts = ((g * v).sum(1, keepdim=True) for g, v in _row_blocks(grad, x))
                 along = all_reduce_sum_(_sum(parts), ctx.group)
-            removed = torch.addcmul(direct * diagonal, along, weight).neg_()
+            kept = torch.addcmul(direct * diagonal, along, weight, value=-1)
             if ctx.form == "gram":
                 for block, views in _row_blocks(grad, x):
-                    block.mul_(weight).addcmul_(views, removed)
-                    block[0].addcmul_(views[1], direct[0])
-                    block[1].addcmul_(views[0], direct[1])
+                    block.mul_(weight).addcmul_(views, kept)
+                    (grad_a, grad_b), (a, b) = block.unbind(), views.unbind()
+                    grad_a.addcmul_(b, direct_a, value=-1)
+                    grad_b.addcmul_(a, direct_b, value=-1)
             else:
-                torch.mul(x, removed, out=grad)
-                _add_weighted_product_(grad[0], x[1], product.T, weight[0], direct[0])
-                _add_weighted_product_(grad[1], x[0], product, weight[1], direct[1])
-        grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad, ctx.dtypes))
+                (grad_a, grad_b), (kept_a, kept_b), (a, b) = (y.unbind() for y in (grad, kept, x))
+                # Each view's sum while its product is in cache.
+                _weighted_product_into(grad_a, b, product.T, weight_a, direct_a)
+                grad_a.addcmul_(a, kept_a)
+                _weighted_product_into(grad_b, a, product, weight_b, direct_b)
+                grad_b.addcmul_(b, kept_b)
+        grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad.unbind(), ctx.dtypes))
         return grad_a, grad_b, None, None, None, None, None
