@@ -300,6 +300,17 @@ def test_a_number_without_its_runs_files_is_refused(tmp_path, main_run, damage, 
     assert "evaluated" in (out / "report.html").read_text()
 
 
+def test_a_copied_run_counts_once_as_it_went_on(tmp_path, main_run, capsys):
+    folder = linear(tmp_path / "runs" / "evaluated", main_run, 70.0)
+    copy = shutil.copytree(folder, tmp_path / "runs" / "backup")
+    starts = json.loads((folder / "barlow_run.json").read_text())
+    write(folder, *starts, start(starts[0]["command"], weights=main_run / "checkpoint.torch"))
+    out = report(tmp_path, status=1)
+    counted = [(r["figure"], r["ours"], r["folders"]) for r in rows(out, "table1") if r["ours"]]
+    assert counted == [("top-1", "70.0", "evaluated"), ("top-5", "88.0", "evaluated")]
+    assert f"refused: {copy.name}: a copy of {folder}" in capsys.readouterr().err
+
+
 def test_a_probe_whose_weights_are_gone_is_refused(tmp_path, capsys):
     folder = probed(experiment(tmp_path / "runs", "table5", "Baseline", "digits"), 0.97)
     (folder / "checkpoint.torch").unlink()

@@ -43,8 +43,8 @@ FORMS = ("auto", "correlation", "gram")
 _CACHED_ELEMENTS = 1 << 17
 # One row in so many gives a number near the mean to begin with.
 _ROWS_PER_SAMPLE = 8
-# Columns of a matrix product at a time where its factor is made for it: the fewest at full speed.
-_PRODUCT_COLUMNS = 1024
+# Columns of a matrix product at a time where its factor is made for it: enough for full speed.
+_PRODUCT_COLUMNS = 2048
 # Floating-point operations that take as long as moving one byte from memory, and between processes.
 _OPS_PER_BYTE = 12
 _OPS_PER_BYTE_SENT = 150
@@ -230,8 +230,9 @@ def checked_batch_sizes(
 
 def _row_blocks(x: Tensor, *others: Tensor) -> Sequence[tuple[Tensor, ...]]:
     """The same rows of all matrices at a time."""
-    # Kernel launches cost more than a device's memory does, and its cache is larger: one block.
-    if x.device.type != "cpu" or x.numel() <= _CACHED_ELEMENTS:
+    # Kernel launches cost more than a device's memory does, and its cache is larger: one block. So
+    # do two blocks cost more than they save.
+    if x.device.type != "cpu" or x.numel() <= 2 * _CACHED_ELEMENTS:
         return [(x, *others)]
     rows = max(1, _CACHED_ELEMENTS * x.shape[-2] // x.numel())
     return list(zip(*(y.split(rows, -2) for y in (x, *others))))

@@ -123,11 +123,12 @@ def vissl_pipeline() -> Pipeline | None:
 
 
 def lightly_pipeline() -> Pipeline | None:
-    """lightly's BYOL transforms (the same augmentations); None where lightly is not installed."""
-    if importlib.util.find_spec("lightly") is None:
+    """lightly's BYOL transforms (the same augmentations); None where lightly does not import."""
+    try:
+        from lightly.transforms import BYOLTransform
+    except ImportError as error:
+        print(f"lightly: not measured, {type(error).__name__}: {error}")
         return None
-    from lightly.transforms import BYOLTransform
-
     return batched(open_with_pil, BYOLTransform())
 
 

@@ -1,7 +1,9 @@
 """Folders as finished runs leave them, for what reads results and must not wait days for them."""
 
+import itertools
 import json
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
@@ -10,6 +12,8 @@ from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce import ablations
 
 V100 = "Tesla V100-SXM2-32GB"
+FIRST_START = datetime(2026, 11, 1, tzinfo=UTC)
+STARTS = itertools.count()
 LINEAR = "benchmark/vissl_barlow/imagenet1k_linear"
 
 
@@ -18,7 +22,7 @@ def start(command, *, seed=0, processes=8, hours=6.5, weights=None, hardware=V10
     if weights is not None:
         weights = {"path": str(Path(weights).resolve()), "sha256": file_sha256(weights)}
     return {
-        "started": "2026-11-01T00:00:00+00:00",
+        "started": (FIRST_START + timedelta(seconds=next(STARTS))).isoformat(),
         "hours": hours,
         "command": list(command),
         "weights": weights,

@@ -148,7 +148,7 @@ def find_runs(folder: Path, leave_out: Path | None = None) -> tuple[list[Run], d
             runs.append(read_run(found))
         except Refused as reason:
             refused[found] = str(reason)
-    return _with_their_checkpoints(runs, refused), refused
+    return _with_their_checkpoints(_without_copies(runs, refused), refused), refused
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -301,6 +301,20 @@ def is_on_digits(config: str, overrides: Iterable[str]) -> bool:
 def describe(settings: Iterable[str]) -> str:
     """Settings as text; the same text for the same settings."""
     return ", ".join(sorted(settings))
+
+
+def _without_copies(runs: list[Run], refused: dict[Path, str]) -> list[Run]:
+    """Refuses all but the furthest of the runs that began as one: a copy would count as another seed."""
+    furthest: dict[tuple[str, ...], Run] = {}
+    for run in runs:
+        first = run.starts[0]
+        other = furthest.setdefault((first["started"], *first["command"]), run)
+        if other is run:
+            continue
+        copy, original = sorted((run, other), key=lambda each: (len(each.starts), each.hours))
+        furthest[first["started"], *first["command"]] = original
+        refused[copy.folder] = f"a copy of {original.folder}: both began with the same start"
+    return [run for run in runs if run.folder not in refused]
 
 
 def _with_their_checkpoints(runs: list[Run], refused: dict[Path, str]) -> list[Run]:

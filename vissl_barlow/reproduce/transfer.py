@@ -29,7 +29,7 @@ import yaml
 from vissl_barlow.paths import config_folder
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce.execute import execute
-from vissl_barlow.reproduce.results import READERS, reported
+from vissl_barlow.reproduce.results import READERS
 
 # The tool of VISSL's that knows SLURM; others are submitted with sbatch.
 RUNNER = "tools.run_distributed_engines"
@@ -58,7 +58,6 @@ class Row:
     group: str
     seed: int
     label: str
-    paper: dict[str, float]
     result: dict[str, str]
     steps: tuple[Step, ...]
 
@@ -96,14 +95,12 @@ def table_names() -> list[str]:
 def load_table(name: str) -> Table:
     """The table `name`, one of `table_names()`."""
     content = yaml.safe_load((_tables() / f"{name}.yaml").read_text())
-    papers = reported(name)["rows"]
     rows = tuple(
         Row(
             name=f"{row['name']}/seed{seed}" if "seeds" in row else row["name"],
             group=row["name"],
             seed=seed,
             label=row["label"],
-            paper=papers[row["name"]],
             result=row["result"],
             steps=tuple(
                 Step(step["module"], tuple(step["arguments"]), step.get("creates", ""))
