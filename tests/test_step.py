@@ -1,11 +1,15 @@
 """The keys of the training step, in runs under VISSL's trainer, and what a step waits for."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from step_trace import TRACE_FILE
 from vissl_runs import succeeded, train
+
+from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD, TwoViews
 
 STEPS, N = 8, 32
 OVERRIDES = (
@@ -78,6 +82,37 @@ def test_bfloat16_is_for_the_network_alone(pretrain):
     found, expected = (first_logged(pretrain(*precision)) for precision in (BFLOAT16, FLOAT32))
     for name in ("loss", "invariance", "redundancy", "grad_norm"):
         assert found[name] == pytest.approx(expected[name], rel=BFLOAT16_RTOL)
+
+
+@pytest.mark.parametrize("backend", ["fast", "pil"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_bytes_reach_the_trunk_normalised_and_in_its_memory_format(memory_format, backend):
+    from vissl_barlow.vissl_plugin.train_step import _prepare
+    from vissl_barlow.vissl_plugin.views import barlow_collator
+
+    n, s = 3, 16
+    two_views = TwoViews(s, backend=backend, normalize_on_device=True)
+    images = np.random.default_rng(0).integers(0, 256, (n, 20, 24, 3), np.uint8)
+    pairs = [list(two_views(image)) for image in images]
+    samples = [
+        {"data": pair, "label": [i, i], "data_valid": [1, 1], "data_idx": [i, i]}
+        for i, pair in enumerate(pairs)
+    ]
+    batch = barlow_collator(samples)
+    (views,) = batch["data"]
+    assert views.dtype == torch.uint8 and views.shape == (2, n, 3, s, s)
+    assert all(torch.equal(views[v, i], pairs[i][v]) for v in (0, 1) for i in range(n))
+    assert views.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)  # as they came
+    assert batch["label"][0].tolist() == [0, 1, 2]
+
+    channels_last = memory_format == torch.channels_last
+    config = SimpleNamespace(BARLOW=SimpleNamespace(CHANNELS_LAST=channels_last))
+    task = SimpleNamespace(config=config, normalization=(IMAGENET_MEAN, IMAGENET_STD))
+    prepared = _prepare(task, views)
+    assert prepared.flatten(0, 1).is_contiguous(memory_format=memory_format)
+    mean, std = (torch.tensor(x, dtype=torch.float64)[:, None, None] for x in task.normalization)
+    expected = (views.double() / 255 - mean) / std
+    torch.testing.assert_close(prepared.double(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("key", ["CHANNELS_LAST", "COMPILE"])

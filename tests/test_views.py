@@ -61,8 +61,10 @@ def view_of(backend, image, parameters, **options):
     """The view as (S, S, 3) integers."""
     two_views = TwoViews(S, backend=backend, normalize_on_device=True, **options)
     view = two_views.apply(image, parameters)
-    assert view.shape == (3, S, S) and view.dtype == torch.uint8 and view.is_contiguous()
-    return view.permute(1, 2, 0).numpy().astype(int)
+    assert view.shape == (3, S, S) and view.dtype == torch.uint8
+    pixels = view.permute(1, 2, 0)
+    assert pixels.is_contiguous()
+    return pixels.numpy().astype(int)
 
 
 def draws(count=DRAWS, view=0, seed=0, height=427, width=640, **options):

@@ -199,7 +199,8 @@ class TwoViews:
             image: a PIL image of any mode (converted to RGB) or a uint8 array (H, W, 3).
 
         Returns:
-            Two tensors (3, S, S): float32 and normalised, or uint8 with `normalize_on_device`.
+            Two tensors (3, S, S): float32 and normalised, or with `normalize_on_device` uint8 and in
+            memory pixel by pixel, a channels_last image.
 
         Raises:
             ValueError: an array of another shape or type.
@@ -225,8 +226,10 @@ class TwoViews:
     def apply(self, image: Image.Image | np.ndarray, parameters: ViewParameters) -> torch.Tensor:
         """The view of `image` that `parameters` describe, (3, S, S); draws nothing."""
         apply = self._apply_fast if self.backend == "fast" else self._apply_pil
-        view = apply(self._rgb(image), parameters)
-        return view if self.normalize_on_device else normalize(view, self.mean, self.std)
+        pixels = apply(self._rgb(image), parameters)
+        if self.normalize_on_device:
+            return torch.from_numpy(pixels).permute(2, 0, 1)
+        return normalize(views_fast.planes(pixels), self.mean, self.std)
 
     def _sample_crop(self, height: int, width: int) -> tuple[int, int, int, int]:
         area = height * width
@@ -265,7 +268,7 @@ class TwoViews:
             image = image.convert("RGB")
         return np.asarray(image) if self.backend == "fast" else image
 
-    def _apply_pil(self, image: Image.Image, parameters: ViewParameters) -> torch.Tensor:
+    def _apply_pil(self, image: Image.Image, parameters: ViewParameters) -> np.ndarray:
         top, left, height, width = parameters.crop or (0, 0, image.height, image.width)
         size = [self.size, self.size]
         interpolation = InterpolationMode(self.interpolation)
@@ -280,9 +283,9 @@ class TwoViews:
             view = view.filter(ImageFilter.GaussianBlur(parameters.blur_sigma))
         if parameters.solarize:
             view = F.solarize(view, self.solarize_threshold)
-        return F.pil_to_tensor(view).contiguous()
+        return np.array(view)
 
-    def _apply_fast(self, image: np.ndarray, parameters: ViewParameters) -> torch.Tensor:
+    def _apply_fast(self, image: np.ndarray, parameters: ViewParameters) -> np.ndarray:
         view = views_fast.crop_and_resize(image, parameters.crop, self.size, self.interpolation)
         if parameters.flip:
             view = cv2.flip(view, 1)
@@ -294,7 +297,7 @@ class TwoViews:
             view = views_fast.blur(view, parameters.blur_sigma)
         if parameters.solarize:
             view = cv2.LUT(view, self._solarized)
-        return views_fast.planes(view)
+        return view if view.ndim == 3 else cv2.cvtColor(view, cv2.COLOR_GRAY2RGB)
 
 
 _PIL_JITTER = {

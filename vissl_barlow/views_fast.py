@@ -99,12 +99,9 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
 
 
 def planes(view: np.ndarray) -> torch.Tensor:
-    """An RGB (S, S, 3) or grey (S, S) view as a uint8 tensor (3, S, S)."""
+    """An RGB (S, S, 3) view as a contiguous uint8 tensor (3, S, S)."""
     out = np.empty((3, *view.shape[:2]), np.uint8)
-    if view.ndim == 2:
-        out[:] = view
-    else:
-        cv2.split(view, list(out))
+    cv2.split(view, list(out))
     return torch.from_numpy(out)
 
 

@@ -144,7 +144,7 @@ def into_buffer(count: int) -> Pipeline:
     def run(paths):
         for i, path in enumerate(paths):
             for view, out in zip(two_views(decode_file(path)), batch[:, i]):
-                normalize(view, out=out)
+                normalize(view.contiguous(), out=out)
         return batch
 
     return run

@@ -304,7 +304,7 @@ def describe(settings: Iterable[str]) -> str:
 
 
 def _without_copies(runs: list[Run], refused: dict[Path, str]) -> list[Run]:
-    """Refuses all but the furthest of the runs that began as one: a copy would count as another seed."""
+    """Refuses all but the furthest of the runs that began as one: a copy is no further seed."""
     furthest: dict[tuple[str, ...], Run] = {}
     for run in runs:
         first = run.starts[0]

@@ -72,9 +72,8 @@ def barlow_train_step(task=None):
 
 def _prepare(task, views: torch.Tensor) -> torch.Tensor:
     """(2, N, 3, H, W) views as the model wants them: normalised, in the memory format of its trunk."""
-    if views.dtype == torch.uint8:
-        views = normalize(views, *task.normalization)
-    if task.config.BARLOW.CHANNELS_LAST:
-        shape = views.shape
-        views = views.flatten(0, 1).contiguous(memory_format=torch.channels_last).view(shape)
-    return views
+    # While the elements are bytes, a quarter of what they will be.
+    channels_last = task.config.BARLOW.CHANNELS_LAST
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    views = views.flatten(0, 1).contiguous(memory_format=memory_format).view(views.shape)
+    return normalize(views, *task.normalization) if views.dtype == torch.uint8 else views

@@ -28,11 +28,20 @@ if "BarlowTwoViews" not in DEFAULT_TRANSFORM_TYPES["TRANSFORMS_WITH_COPIES"]:
 
 @register_collator("barlow_collator")
 def barlow_collator(samples: list[dict]) -> dict:
-    """Samples of two (C, H, W) views each to `data` of shape (2, N, C, H, W); the rest is (N,)."""
+    """Samples of two (C, H, W) views each to `data` of shape (2, N, C, H, W); the rest is (N,).
+
+    In memory the batch is as the views are: planes or, from a channels_last view, pixels.
+    """
     copies = range(len(samples[0]["data"]))
     by_view = [sample["data"][i] for i in copies for sample in samples]
+    pixels = not by_view[0].is_contiguous()
+    if pixels:
+        by_view = [view.permute(1, 2, 0) for view in by_view]
     # torch's own: in a loader's worker it stacks where the main process will read the batch.
-    data = default_collate(by_view).unflatten(0, (len(copies), len(samples)))
+    data = default_collate(by_view)
+    if pixels:
+        data = data.permute(0, 3, 1, 2)
+    data = data.unflatten(0, (len(copies), len(samples)))
     batch = {"data": [data]}
     for key in ("label", "data_valid", "data_idx"):
         # One per image: the wrapper that flattens the views repeats them for each view.
