@@ -234,6 +234,19 @@ def test_an_evaluation_from_the_middle_of_a_pretraining_is_not_its_result(tmp_pa
     assert {key[0] for key in measured(report(tmp_path))} == {"others"}
 
 
+def test_figure_1_has_every_pretraining_under_a_name_of_its_own(tmp_path):
+    for name, seed in (("a", 0), ("b", 1), ("c", 1), ("d", 1)):
+        folder = tmp_path / "runs" / name
+        pretraining(folder, "resnet50_in1k_1000ep", seed=seed, finished=name == "a")
+    found = {r["label"]: r["folders"] for r in rows(report(tmp_path), "figure1")}
+    assert found == {
+        "resnet50_in1k_1000ep": "a",
+        "resnet50_in1k_1000ep, unfinished": "b",
+        "resnet50_in1k_1000ep, seed 1, unfinished": "c",
+        f"resnet50_in1k_1000ep, seed 1, {folder}, unfinished": "d",
+    }
+
+
 def _no_provenance(folder):
     (folder / "barlow_run.json").unlink()
     return "no barlow_run.json"

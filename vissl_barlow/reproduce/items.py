@@ -145,6 +145,15 @@ def config_and_settings(run: Run) -> str:
     return f"{config_name(run)} with {text}" if changed else config_name(run)
 
 
+def _labels(run: Run) -> Iterator[str]:
+    """What to call a run beside others, from the shortest name to one that no other run has."""
+    ending = "" if run.finished else ", unfinished"
+    yield config_name(run) + ending
+    yield config_and_settings(run) + ending
+    yield f"{config_and_settings(run)}, seed {run.seed}{ending}"
+    yield f"{config_and_settings(run)}, seed {run.seed}, {run.folder}{ending}"
+
+
 @dataclass(frozen=True)
 class Item:
     """A table or figure.
@@ -358,21 +367,18 @@ def training_item(data: str, found: Runs) -> Item:
         if experiment.config != ablations.BASE or experiment.overrides
         for run in found.of(*_command(experiment, data))
     }
-    shown: dict[tuple, Run] = {}
-    for run in found.runs:
-        if run.pretrains and (run.on_digits == (data == DIGITS)) and run not in ablated:
-            found.used.add(run)
-            shown.setdefault((run.config, run.settings), run)
     lines, curves, pictures = [], {}, {}
-    for run in shown.values():
+    for run in found.runs:
+        if not run.pretrains or run.on_digits != (data == DIGITS) or run in ablated:
+            continue
+        found.used.add(run)
         try:
             history = read_history(run.folder)
         except FileNotFoundError:
             history = []
         if not history:
             continue
-        label = config_name(run) if config_name(run) not in curves else config_and_settings(run)
-        label += "" if run.finished else ", unfinished"
+        label = next(label for label in _labels(run) if label not in curves)
         curves[label] = history
         lines += [
             Line(label, figure, runs=(run,), value=history[-1][key])
