@@ -66,9 +66,11 @@ def jitter(view: np.ndarray, operation: str, factor: float) -> np.ndarray:
 def shift_hue(view: np.ndarray, turns: float) -> np.ndarray:
     """The hue of an RGB view shifted through 8-bit HSV, as Pillow and torchvision do."""
     hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
-    hue = hsv[..., 0]
     # OpenCV rounds the hue to 256 levels, Pillow truncates it to 255: one level apart on average.
-    np.add(hue, np.uint8((int(turns * 255) - 1) % 256), out=hue)
+    shift = np.array([(int(turns * 255) - 1) % 256, 0, 0], np.uint8)
+    # By whole rows, which numpy adds to several times as fast as to every third byte.
+    rows = hsv.reshape(len(hsv), -1)
+    rows += np.tile(shift, hsv.shape[1])
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
 
