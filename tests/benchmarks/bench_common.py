@@ -6,6 +6,7 @@ import argparse
 import json
 import multiprocessing
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +51,7 @@ def interleaved_times(
 ) -> dict[str, list[float]]:
     """Seconds per call of each candidate, called in turn so that all meet the same machine load.
 
+    Each round has an order of its own: what one leaves in caches and memory falls on no other alone.
     One unmeasured call each, then `repeats` rounds, fewer once `seconds` have passed (never less
     than two). A round's time is the mean of as many calls as fit into `SAMPLE_SECONDS`, so that a
     short call does not pay for the caches and the memory that a long one before it took. Summarise
@@ -62,14 +64,15 @@ def interleaved_times(
         call()
         counts[name] = max(1, int(SAMPLE_SECONDS / max(clock() - start, 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
+    shuffle = random.Random(0).sample
     begin = time.perf_counter()
     for done in range(repeats):
         if done >= 2 and time.perf_counter() - begin > seconds:
             break
-        for name, call in candidates.items():
+        for name in shuffle(list(candidates), len(candidates)):
             start = clock()
             for _ in range(counts[name]):
-                call()
+                candidates[name]()
             times[name].append((clock() - start) / counts[name])
     return times
 
