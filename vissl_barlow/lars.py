@@ -168,7 +168,7 @@ def _norms(params: list[Tensor], grads: list[Tensor], decay: float) -> tuple[Ten
         norm = functools.partial(torch.linalg.vector_norm, dim=tuple(range(1, p.ndim)), dtype=dtype)
         rows = max(1, _CACHED_ELEMENTS * len(p) // max(p.numel(), 1))
         of_rows = [
-            (norm(p_rows), norm(torch.add(g_rows, p_rows, alpha=decay)))
+            (norm(p_rows), norm(torch.add(g_rows, p_rows, alpha=decay) if decay else g_rows))
             for p_rows, g_rows in zip(p.split(rows), g.split(rows))
         ]
         norms.append([torch.linalg.vector_norm(torch.cat(parts)) for parts in zip(*of_rows)])

@@ -230,8 +230,8 @@ def checked_batch_sizes(
 
 def _row_blocks(x: Tensor, *others: Tensor) -> Sequence[tuple[Tensor, ...]]:
     """The same rows of all matrices at a time."""
-    # Kernel launches cost more than a device's memory does, and its cache is larger: one block. So
-    # do two blocks cost more than they save.
+    # Kernel launches cost more than a device's memory does, and its cache is larger: one block. On
+    # the CPU, too, two cost more than they save.
     if x.device.type != "cpu" or x.numel() <= 2 * _CACHED_ELEMENTS:
         return [(x, *others)]
     rows = max(1, _CACHED_ELEMENTS * x.shape[-2] // x.numel())
