@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -176,6 +178,21 @@ def test_memory_and_unreadable_images_are_counted_so_far(entries, steps):
             peak = entry["memory_gib"] * 2**30
             assert step["least_memory"] <= peak <= step["most_memory"]
     assert unreadable == UNREADABLE * EPOCHS
+
+
+def test_peak_memory_is_not_that_of_the_process_which_started_this_one():
+    child = (
+        "import vissl.hooks, vissl_barlow, torch; vissl_barlow.register();"
+        "from vissl_barlow.vissl_plugin.hooks import _peak_memory;"
+        "print(_peak_memory(torch.device('cpu')))"
+    )
+    parent = (
+        "import subprocess, sys; held = b'x' * (2 << 30);"
+        f"subprocess.run([sys.executable, '-W', 'ignore', '-c', {child!r}], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 2**27 < int(done.stdout.split()[-1]) < 2 << 30
 
 
 def test_tensorboard_gets_the_same_numbers(run, entries):

@@ -8,6 +8,7 @@ import copy
 import json
 import logging
 import random
+import re
 import resource
 import sys
 import time
@@ -35,6 +36,7 @@ from vissl_barlow.vissl_plugin.byol import BarlowTargetHook
 from vissl_barlow.vissl_plugin.loss import BarlowLoss
 from vissl_barlow.vissl_plugin.running import BarlowStop
 
+PROCESS_STATUS = Path("/proc/self/status")
 CORRELATION_FILE = "barlow_correlation_before.npy"
 # Rows that enter the effective rank: an eigenvalue problem of that size at each log step.
 RANKED_IMAGES = 512
@@ -312,6 +314,11 @@ def _iteration(task) -> int:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
+    if PROCESS_STATUS.exists():
+        peak = re.search(r"VmHWM:\s+(\d+) kB", PROCESS_STATUS.read_text())
+        if peak:
+            return int(peak[1]) * 1024
+    # Other systems than Linux; there, the peak of the process that started this one counts as well.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
