@@ -23,8 +23,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from vissl_barlow.paths import config_folder
-from vissl_barlow.reproduce.execute import execute
-from vissl_barlow.reproduce.results import read_accuracy, read_probe, reported
+from vissl_barlow.reproduce.execute import execute, run_again
+from vissl_barlow.reproduce.results import is_finished, read_accuracy, read_probe, reported
 
 GROUP = "pretrain/vissl_barlow"
 BASE, DIGITS_BASE = "resnet50_in1k_300ep", "digits_quickstart"
@@ -244,11 +244,6 @@ def _on_digits(config: str) -> list[str]:
     return overrides
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether VISSL's training in `folder` came to its end."""
-    return any(folder.glob("model_final_checkpoint_phase*.torch"))
-
-
 def read_result(folder: Path, data: str) -> dict[str, float] | None:
     """What an experiment in `folder` came to, in %, by figure; None while it has not.
 
@@ -325,16 +320,13 @@ def _run_one(experiment: Experiment, seed: int, options: argparse.Namespace) -> 
         val.append(f"config.DATA.TEST.DATA_PATHS={_text([str(options.imagenet / 'val')])}")
     if not (on_imagenet and is_finished(folder)):
         overrides = pretraining(experiment, options.data, folder, seed)
-        # Trained to the end but not probed to the end: the last epoch is run again.
-        again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if is_finished(folder) else []
-        stages.append(("pretraining", [*overrides, *train, *options.overrides, *again]))
+        overrides += [*train, *options.overrides, *run_again(folder)]
+        stages.append(("pretraining", overrides))
     if on_imagenet:
-        linear = folder / "linear"
-        again = ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if is_finished(linear) else []
         # Both stages are jobs of one cluster.
         slurm = [override for override in options.overrides if override.startswith("config.SLURM.")]
-        overrides = [*linear_evaluation(folder), *train, *val, *slurm, *options.linear, *again]
-        stages.append(("linear evaluation", overrides))
+        overrides = [*linear_evaluation(folder), *train, *val, *slurm, *options.linear]
+        stages.append(("linear evaluation", [*overrides, *run_again(folder / "linear")]))
     tried = experiment.tried and f"({experiment.tried})"
     title = " ".join(filter(None, (experiment.series, experiment.name, tried)))
     for stage, overrides in stages:

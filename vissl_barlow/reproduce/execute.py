@@ -1,10 +1,20 @@
-"""Runs one command of a table or a study, with its output in a log."""
+"""One command of a table or a study: what lets it run again, and the run, with its output in a log."""
 
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from vissl_barlow.reproduce.results import is_finished
+
+
+def run_again(folder: Path) -> list[str]:
+    """What VISSL's runner needs for a run in `folder` that has no result yet.
+
+    Trained to the end but not tested to the end, it runs its last epoch again.
+    """
+    return ["config.CHECKPOINT.OVERWRITE_EXISTING=true"] if is_finished(folder) else []
 
 
 def execute(title: str, command: Sequence[str], log: Path) -> bool:

@@ -206,6 +206,10 @@ class Runs:
         folder = Path(run.weights["path"]).parent
         return self.by_checkpoint.get(_hash(run)) or self.by_folder.get(folder)
 
+    def pretrainings_of(self, runs: Iterable[Run]) -> tuple[Run, ...]:
+        """`pretraining_of` each, as far as they are known."""
+        return tuple(filter(None, map(self.pretraining_of, runs)))
+
     def counts(self, run: Run) -> bool:
         """Whether `run` has a result, and not of a checkpoint from the middle of a pretraining."""
         pretraining = self.pretraining_of(run)
@@ -236,7 +240,8 @@ def transfer_item(name: str, found: Runs, overrides: Sequence[str] = ()) -> Item
     wanted += [
         (also["name"], also["label"], also["row"], also["pretraining"]) for also in table.also
     ]
-    elsewhere = _of_a_study(found) if name == "table1" else set()
+    # Experiments of a study have their linear evaluation there.
+    elsewhere = {run for _, run in _of_studies(found, IMAGENET)} if name == "table1" else set()
     for row_name, label, group, pretraining in wanted:
         here = set(found.of(f"{ablations.GROUP}/{pretraining}")) if pretraining else None
         by_checkpoint: dict[str | None, list[Run]] = {}
@@ -247,7 +252,7 @@ def transfer_item(name: str, found: Runs, overrides: Sequence[str] = ()) -> Item
                 by_checkpoint.setdefault(_hash(run), []).append(run)
         built_in = paper.get("built_in", {}).get(row_name, {})
         for runs in by_checkpoint.values() or ([],):
-            pretrainings = tuple(filter(None, [found.pretraining_of(run) for run in runs[:1]]))
+            pretrainings = found.pretrainings_of(runs[:1])
             several = f" ({_weights(runs[0], pretrainings)})" if len(by_checkpoint) > 1 else ""
             lines += _lines(
                 found,
@@ -287,14 +292,12 @@ def _lines(
         )
 
 
-def _of_a_study(found: Runs) -> set[Run]:
-    """The pretrainings that are experiments of a study, and so have their linear evaluation there."""
-    experiments = {
-        experiment
-        for name in ablations.study_names()
-        for experiment in ablations.load_study(name, IMAGENET)[1]
-    }
-    return {run for e in experiments for run in found.of(*_command(e, IMAGENET))}
+def _of_studies(found: Runs, data: str) -> Iterator[tuple[ablations.Experiment, Run]]:
+    """Every experiment of every study, with each of its pretrainings."""
+    for name in ablations.study_names():
+        for experiment in ablations.load_study(name, data)[1]:
+            for run in found.of(*_command(experiment, data)):
+                yield experiment, run
 
 
 def _command(experiment: ablations.Experiment, data: str) -> tuple[str, list[str]]:
@@ -339,7 +342,7 @@ def study_item(
             reference = fmean(untrained) if untrained else None
             lines.append(Line(label, "probe", reference, None, tuple(runs), **place))
             continue
-        pretrainings = tuple(filter(None, map(found.pretraining_of, runs)))
+        pretrainings = found.pretrainings_of(runs)
         lines += _lines(found, label, dict(experiment.paper), runs, pretrainings, **place)
     title = study["title"] + OF[data]
     base = ablations.BASE if data == IMAGENET else ablations.DIGITS_BASE
@@ -362,10 +365,8 @@ def training_item(data: str, found: Runs) -> Item:
     """Figure 1, measured: how the terms and C change in each pretraining that is no ablation."""
     ablated = {
         run
-        for name in ablations.study_names()
-        for experiment in ablations.load_study(name, data)[1]
+        for experiment, run in _of_studies(found, data)
         if experiment.config != ablations.BASE or experiment.overrides
-        for run in found.of(*_command(experiment, data))
     }
     lines, curves, pictures = [], {}, {}
     for run in found.runs:
@@ -402,7 +403,7 @@ def other_item(found: Runs) -> Item:
             config_name(run),
             figure,
             runs=(run,),
-            pretrainings=tuple(filter(None, [found.pretraining_of(run)])),
+            pretrainings=found.pretrainings_of([run]),
         )
         for run in found.runs
         if run.result and run not in found.used

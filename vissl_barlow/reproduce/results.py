@@ -19,6 +19,11 @@ def reported(name: str) -> dict[str, dict[str, dict[str, float]]]:
     return yaml.safe_load(content)[name]
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether VISSL's training in `folder` came to its end."""
+    return any(folder.glob("model_final_checkpoint_phase*.torch"))
+
+
 def read_accuracy(path: Path) -> dict[str, float] | None:
     """Test accuracy in % after the last epoch, from VISSL's metrics.json; None while there is none.
 

@@ -21,9 +21,8 @@ from vissl_barlow.reproduce.ablations import (
     DIGITS_BASE,
     GROUP,
     compose_config,
-    is_finished,
 )
-from vissl_barlow.reproduce.results import read_probe
+from vissl_barlow.reproduce.results import is_finished, read_probe
 from vissl_barlow.reproduce.transfer import DETECTION, Row, load_table, table_names
 from vissl_barlow.run_files import PROBE_FILE
 
@@ -305,15 +304,12 @@ def describe(settings: Iterable[str]) -> str:
 
 def _without_copies(runs: list[Run], refused: dict[Path, str]) -> list[Run]:
     """Refuses all but the furthest of the runs that began as one: a copy is no further seed."""
-    furthest: dict[tuple[str, ...], Run] = {}
-    for run in runs:
+    originals: dict[tuple[str, ...], Run] = {}
+    for run in sorted(runs, key=lambda run: (len(run.starts), run.hours), reverse=True):
         first = run.starts[0]
-        other = furthest.setdefault((first["started"], *first["command"]), run)
-        if other is run:
-            continue
-        copy, original = sorted((run, other), key=lambda each: (len(each.starts), each.hours))
-        furthest[first["started"], *first["command"]] = original
-        refused[copy.folder] = f"a copy of {original.folder}: both began with the same start"
+        original = originals.setdefault((first["started"], *first["command"]), run)
+        if original is not run:
+            refused[run.folder] = f"a copy of {original.folder}: both began with the same start"
     return [run for run in runs if run.folder not in refused]
 
 

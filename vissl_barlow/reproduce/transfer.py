@@ -28,7 +28,7 @@ import yaml
 
 from vissl_barlow.paths import config_folder
 from vissl_barlow.provenance import file_sha256
-from vissl_barlow.reproduce.execute import execute
+from vissl_barlow.reproduce.execute import execute, run_again
 from vissl_barlow.reproduce.results import READERS
 
 # The tool of VISSL's that knows SLURM; others are submitted with sbatch.
@@ -206,11 +206,10 @@ def _command(step: Step, paths: dict[str, str], options: argparse.Namespace) -> 
         arguments += [word for override in options.overrides for word in override.split("=", 1)]
     if any(argument.startswith("config=") for argument in arguments):
         arguments += options.overrides
-        # Trained to the end but not tested to the end: the last epoch is run again.
-        if step.module == RUNNER and any(Path(paths["folder"]).glob("model_final_checkpoint*")):
-            arguments.append("config.CHECKPOINT.OVERWRITE_EXISTING=true")
-        if options.slurm and step.module == RUNNER:
-            arguments.append("config.SLURM.USE_SLURM=true")
+        if step.module == RUNNER:
+            arguments += run_again(Path(paths["folder"]))
+            if options.slurm:
+                arguments.append("config.SLURM.USE_SLURM=true")
     command = [sys.executable, "-m", step.module, *arguments]
     if options.slurm and step.module != RUNNER and not step.creates:
         return _sbatch(command, paths["folder"], paths["num-gpus"])
