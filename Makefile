@@ -11,7 +11,7 @@ QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart
 help:
 	@echo "make quickstart      install into $(VENV), pretrain on real digits, show what it learned"
 	@echo "make test            the test suite (no GPU, no Detectron2); installs Chromium if it is root"
-	@echo "make lint            style"
+	@echo "make lint            style and types"
 	@echo "make bench           speed and memory against the authors' and VISSL's code (BENCH_ARGS=--quick)"
 	@echo "make bench-gpu       the whole training step, on a GPU; fails without one"
 	@echo "make test-gpu        the tests that need a GPU; fails without one"
@@ -50,6 +50,7 @@ test: $(INSTALLED) browser
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 
 bench: $(INSTALLED)
 	for benchmark in tests/benchmarks/bench_*.py; do $(RUN) $$benchmark --out bench $(BENCH_ARGS) || exit 1; done

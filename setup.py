@@ -49,7 +49,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["vissl_barlow", "vissl_barlow.*"])
     + find_namespace_packages(include=["hydra_plugins.*"]),
-    package_data={"vissl_barlow.reproduce": ["report.html"]},
+    package_data={"vissl_barlow": ["py.typed"], "vissl_barlow.reproduce": ["report.html"]},
     cmdclass={"build_py": BuildWithConfigs, "editable_wheel": EditableOnPath},
     # What the plugin and VISSL 0.1.6 import, at current versions; constraints.txt has the tested ones.
     install_requires=[
@@ -79,6 +79,6 @@ setup(
         "vissl": ["vissl==0.1.6", "classy-vision==0.7.0"],
         # Not on PyPI: https://detectron2.readthedocs.io/tutorials/install.html
         "detectron2": ["detectron2"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "playwright", "ruff", "wheel"],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "playwright", "ruff", "mypy", "wheel"],
     },
 )
