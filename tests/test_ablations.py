@@ -15,7 +15,7 @@ from vissl_runs import ANYWHERE, resolve
 from vissl_barlow.paths import config_folder
 from vissl_barlow.reproduce import ablations
 from vissl_barlow.reproduce.__main__ import main
-from vissl_barlow.vissl_plugin.validate import ConfigError
+from vissl_barlow.vissl_plugin.errors import ConfigError
 
 PRETRAIN = "pretrain/vissl_barlow"
 HEADS = "MODEL.HEAD.PARAMS"

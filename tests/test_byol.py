@@ -194,7 +194,7 @@ def test_the_optimizer_never_sees_the_target(tmp_path):
 
 
 def test_the_hook_starts_from_the_online_network_and_follows_the_schedule(tmp_path):
-    from vissl_barlow.vissl_plugin.byol import BarlowTargetHook
+    from vissl_barlow.vissl_plugin.hooks.target import BarlowTargetHook
 
     model = _model(tmp_path, "byol", *BYOL)
     online, target = (

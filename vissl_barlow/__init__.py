@@ -11,8 +11,8 @@ def register() -> None:
     """Registers every component with VISSL and mends VISSL for current libraries; idempotent.
 
     VISSL users never call it: the hydra plugin does in the main process, and the pickled config
-    does in every other one (see `vissl_barlow.vissl_plugin.launch`).
+    does in every other one (see `vissl_barlow.vissl_plugin.register`).
     """
-    from vissl_barlow.vissl_plugin.launch import register as register_with_vissl
+    from vissl_barlow.vissl_plugin.register import register as register_with_vissl
 
     register_with_vissl()

@@ -1,0 +1,53 @@
+"""README and docs name only what there is: links, make targets, configs, modules, keys."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {page.name: page.read_text() for page in PAGES}
+ALL = "\n".join(TEXT.values())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_reached_from_the_readme():
+    assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in TEXT["README.md"]] == []
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"\bmake ([a-z-]+)\b", ALL)) - {"a", "room", "the"}
+    assert {"quickstart", "test"} <= targets
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_configs_exist():
+    names = set(re.findall(r"\bconfig=((?:pretrain|benchmark)/vissl_barlow/\w[\w/]*)", ALL))
+    assert "pretrain/vissl_barlow/resnet50_in1k_1000ep" in names
+    folders = [ROOT / "configs" / "config", ROOT / "benchmark_configs" / "config"]
+    missing = [n for n in names if not any((f / f"{n}.yaml").is_file() for f in folders)]
+    assert [name for name in missing if name != "pretrain/vissl_barlow/NAME"] == []
+
+
+def test_modules_exist():
+    modules = set(re.findall(r"python -m (vissl_barlow[\w.]*|tools\.\w+)", ALL))
+    assert len(modules) > 5
+    assert [name for name in modules if importlib.util.find_spec(name.rstrip(".")) is None] == []
+
+
+def test_the_plugins_keys_are_the_documented_ones():
+    config = ROOT / "configs/config/pretrain/vissl_barlow/resnet50_in1k_1000ep.yaml"
+    section = yaml.safe_load(config.read_text())["config"]["BARLOW"]
+    keys = {f"PROBE.{k}" for k in section.pop("PROBE")} | set(section)
+    documented = set(re.findall(r"^\| `([A-Z_.]+)` \|", TEXT["pretraining.md"], re.MULTILINE))
+    assert documented == keys

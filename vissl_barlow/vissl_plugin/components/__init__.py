@@ -1,0 +1,1 @@
+"""One small file per component that the plugin registers with VISSL."""

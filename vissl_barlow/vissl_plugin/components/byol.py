@@ -1,0 +1,106 @@
+"""BYOL and SimSiam under VISSL: `barlow_byol_model`, `barlow_simsiam_model`, heads, losses, target."""
+
+import copy
+
+import torch
+from classy_vision.losses import register_loss
+from torch import nn
+from vissl.models import register_model
+from vissl.models.heads import register_model_head
+
+from vissl_barlow.byol import (
+    build_normalised_projector,
+    byol_loss,
+    simsiam_loss,
+    update_target,
+)
+from vissl_barlow.vissl_plugin.components.objectives import TermsLoss
+from vissl_barlow.vissl_plugin.components.twins_model import BarlowPredictingTwins, is_pair_of_views
+
+
+@register_model_head("barlow_normalised_projector")
+class BarlowNormalisedProjector(nn.Module):
+    """SimSiam's projector. Head parameters: `in_dim`, `dims` (one width per linear layer)."""
+
+    def __init__(self, model_config, in_dim: int, dims: list[int]) -> None:
+        super().__init__()
+        self.projector = build_normalised_projector(in_dim, dims)
+
+    def forward(self, representations: torch.Tensor) -> torch.Tensor:
+        """(N, in_dim) to (N, dims[-1])."""
+        return self.projector(representations.flatten(1))
+
+
+@register_model("barlow_simsiam_model")
+class BarlowSimSiamModel(BarlowPredictingTwins):
+    """In training, two views become `[p_a, p_b, target_a, target_b]`: SimSiam's, its own embeddings.
+
+    Heads: a projector, then `barlow_predictor`. Outside training it gives the two embeddings.
+    """
+
+    def forward(self, batch):
+        if not (self.training and is_pair_of_views(batch)):
+            return super().forward(batch)
+        embeddings = [self._embed(view) for view in batch.unbind(0)]
+        predictions = [self._predict(z) for z in embeddings]
+        return predictions + self._targets(batch, embeddings)
+
+    def _targets(self, batch, embeddings: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [z.detach() for z in embeddings]
+
+
+@register_model("barlow_byol_model")
+class BarlowBYOLModel(BarlowSimSiamModel):
+    """As `barlow_simsiam_model`, with targets from a second network, a moving average of the first.
+
+    Config: `config.MODEL.TARGET_MOMENTUM`, tau at the start. The target network (trunk and projector,
+    in training mode like the online one) is saved and restored with the model.
+    """
+
+    def __init__(self, model_config, optimizer_config) -> None:
+        super().__init__(model_config, optimizer_config)
+        self.target = copy.deepcopy(self._online).requires_grad_(False)
+
+    @property
+    def _online(self) -> nn.ModuleList:
+        return nn.ModuleList([self.trunk, self.heads[0]])
+
+    @torch.no_grad()
+    def _targets(self, batch, embeddings: list[torch.Tensor]) -> list[torch.Tensor]:
+        trunk, projector = self.target
+        return [projector(trunk(view, self._output_feature_names)[0]) for view in batch.unbind(0)]
+
+    def reset_target(self) -> None:
+        """Makes the target the online network, as it is before the first step."""
+        self.target.load_state_dict(self._online.state_dict())
+
+    def update_target(self, momentum: float) -> None:
+        update_target(self.target, self._online, momentum)
+
+    def get_classy_state(self, deep_copy: bool = False) -> dict:
+        state = super().get_classy_state(deep_copy)
+        target = self.target.state_dict()
+        state["model"]["target"] = copy.deepcopy(target) if deep_copy else target
+        return state
+
+    def set_classy_state(self, state: dict, strict: bool = True) -> None:
+        super().set_classy_state(state, strict)
+        self.target.load_state_dict(state["model"]["target"])
+
+
+@register_loss("barlow_byol_loss")
+class BarlowBYOLLoss(TermsLoss):
+    """Config (`config.LOSS.barlow_byol_loss`): the keys of `vissl_barlow.byol.byol_loss`."""
+
+    @classmethod
+    def from_config(cls, config: dict) -> "BarlowBYOLLoss":
+        return cls(byol_loss, config)
+
+
+@register_loss("barlow_simsiam_loss")
+class BarlowSimSiamLoss(TermsLoss):
+    """Config (`config.LOSS.barlow_simsiam_loss`): the keys of `vissl_barlow.byol.simsiam_loss`."""
+
+    @classmethod
+    def from_config(cls, config: dict) -> "BarlowSimSiamLoss":
+        return cls(simsiam_loss, config)

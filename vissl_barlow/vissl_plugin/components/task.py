@@ -1,0 +1,122 @@
+"""`barlow_task`: VISSL's task with exact resumes, other precisions and memory formats.
+
+An interrupted run and an uninterrupted one must see the same images in the same order under the
+same augmentations. Order and augmentation are therefore functions of the seed, the epoch and the
+image (see `data.py` for the augmentation), not of what was drawn before: no random state needs
+saving, and neither the number of loader workers nor the place of the interruption matters.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from classy_vision.tasks import register_task
+from classy_vision.tasks.classification_task import AmpType
+from torch.utils.data.distributed import DistributedSampler
+from vissl.data import build_dataloader
+from vissl.trainer.train_task import SelfSupervisionTask
+from vissl.utils.misc import set_dataloader_seeds
+
+from vissl_barlow.vissl_plugin.run.signals import (
+    end_loader_workers_at_exit,
+    leave_signals_to_the_run,
+)
+
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class ResumableSampler(DistributedSampler):
+    """torch's DistributedSampler (one permutation over all processes, by seed and epoch) that can
+    start in the middle of an epoch."""
+
+    def __init__(self, dataset, batch_size: int, seed: int, shuffle: bool, drop_last: bool) -> None:
+        super().__init__(dataset, seed=seed, shuffle=shuffle, drop_last=drop_last)
+        self.batch_size, self.start_iter = batch_size, 0
+
+    def set_start_iter(self, start_iter: int) -> None:
+        """Steps of the next epoch that are done already."""
+        self.start_iter = start_iter
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(list(super().__iter__())[self.start_iter * self.batch_size :])
+
+
+@register_task("barlow_task")
+class BarlowTask(SelfSupervisionTask):
+    """Config: `BARLOW.AMP_DTYPE` ("float16" with loss scaling, "bfloat16" without) under
+    MODEL.AMP_PARAMS.USE_AMP, `BARLOW.CHANNELS_LAST`, `BARLOW.COMPILE` (torch.compile on the trunk
+    and the heads)."""
+
+    def set_amp_args(self) -> None:
+        self.amp_dtype = None
+        if not self.config.MODEL.AMP_PARAMS.USE_AMP:
+            return
+        self.amp_dtype = AMP_DTYPES[self.config.BARLOW.AMP_DTYPE]
+        self.amp_type = AmpType.PYTORCH
+        if self.amp_dtype == torch.float16:
+            self.amp_grad_scaler = torch.amp.GradScaler(self.device.type)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision of the forward pass, as the config has it."""
+        return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    @property
+    def normalization(self) -> tuple:
+        """Mean and standard deviation of the two-view transform."""
+        transforms = self.datasets["train"].transform.transforms
+        (two_views,) = (
+            wrapped.transform.two_views
+            for wrapped in transforms
+            if hasattr(wrapped.transform, "two_views")
+        )
+        return two_views.mean, two_views.std
+
+    def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
+        end_loader_workers_at_exit()
+        return {
+            split.lower(): build_dataloader(
+                dataset=self.datasets[split.lower()],
+                dataset_config=self.config["DATA"][split],
+                num_dataloader_workers=self.config.DATA.NUM_DATALOADER_WORKERS,
+                pin_memory=pin_memory,
+                multi_processing_method=self.config.MULTI_PROCESSING_METHOD,
+                device=self.device,
+                sampler_seed=self.config["SEED_VALUE"],
+                split=split.lower(),
+                get_sampler=_train_sampler if split == "TRAIN" else _test_sampler,
+                worker_init_fn=_init_loader_worker,
+            )
+            for split in self.available_splits
+        }
+
+    def prepare(self, pin_memory: bool = False):
+        prepared = super().prepare(pin_memory=pin_memory)
+        if self.config.BARLOW.CHANNELS_LAST:
+            self.base_model.to(memory_format=torch.channels_last)
+        if self.config.BARLOW.COMPILE:
+            # In place: the names of the parameters, and so the checkpoints, stay as they are.
+            for module in (self.base_model.trunk, *self.base_model.heads):
+                module.compile()
+        return prepared
+
+    def get_classy_state(self, deep_copy: bool = False) -> dict:
+        state = super().get_classy_state(deep_copy=deep_copy)
+        if self.amp_grad_scaler is not None:
+            # classy-vision saves it for apex only, and a resumed run would begin at scale 65536.
+            state["amp"] = self.amp_grad_scaler.state_dict()
+        return state
+
+
+def _init_loader_worker(worker_id: int) -> None:
+    leave_signals_to_the_run()
+    set_dataloader_seeds(worker_id)
+
+
+def _train_sampler(dataset, dataset_config, sampler_seed: int = 0) -> ResumableSampler:
+    batch_size, drop_last = dataset_config["BATCHSIZE_PER_REPLICA"], dataset_config["DROP_LAST"]
+    return ResumableSampler(dataset, batch_size, sampler_seed, shuffle=True, drop_last=drop_last)
+
+
+def _test_sampler(dataset, dataset_config, sampler_seed: int = 0) -> ResumableSampler:
+    batch_size = dataset_config["BATCHSIZE_PER_REPLICA"]
+    return ResumableSampler(dataset, batch_size, sampler_seed, shuffle=False, drop_last=False)

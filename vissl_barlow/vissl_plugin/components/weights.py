@@ -1,0 +1,75 @@
+"""`config.MODEL.WEIGHTS_INIT.PARAMS_FILE` in any format `vissl_barlow.checkpoint` reads.
+
+Active for configs with a `BARLOW` section. VISSL itself needs to be told a file's prefixes
+(`APPEND_PREFIX`, `REMOVE_PREFIX`, `STATE_DICT_KEY_NAME`), leaves whatever it does not find at its
+random initialisation, and says so in one line among thousands. Here the keys are not needed, and a
+file that does not fit the trunk is an error.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from vissl.trainer.train_task import SelfSupervisionTask
+
+from vissl_barlow.checkpoint import CheckpointError, as_vissl_checkpoint, check_fits
+from vissl_barlow.vissl_plugin.wrap import wrap
+
+
+def model_weights(model: nn.Module, path: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the checkpoint at `path` holds for a VISSL model: its trunk's and its heads' tensors.
+
+    The heads' are empty unless all of them fit the model's: a projector is no classifier.
+
+    Raises:
+        CheckpointError: damaged, holds code, holds no trunk, or one that does not fit the model's;
+            says which names are missing, unexpected, or of another shape.
+        OSError: the file is missing or cannot be opened.
+    """
+    checkpoint = as_vissl_checkpoint(path)
+    saved = _saved_model(checkpoint, path)
+    try:
+        check_fits(saved["trunk"], _backbone(model))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    heads = saved["heads"] if isinstance(saved.get("heads"), Mapping) else {}
+    shapes = {name: tensor.shape for name, tensor in model.heads.state_dict().items()}
+    if {name: tensor.shape for name, tensor in heads.items()} != shapes:
+        heads = {}
+    return dict(saved["trunk"]), dict(heads)
+
+
+def _saved_model(checkpoint: Any, path: str) -> Mapping:
+    if "classy_state_dict" not in checkpoint:
+        raise CheckpointError(
+            f"{path}: only lists the files of a sharded checkpoint; join them with VISSL's "
+            "extra_scripts/convert_sharded_checkpoint.py"
+        )
+    return checkpoint["classy_state_dict"]["base_model"]["model"]
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """The ResNet of a VISSL model; its evaluation wraps it in a feature extractor."""
+    return getattr(model.trunk, "base_model", model.trunk)
+
+
+@wrap(SelfSupervisionTask, "_restore_model_weights")
+def _restore_model_weights(original, task, model):
+    if "BARLOW" not in task.config:
+        return original(task, model)
+    path = task.config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    trunk, heads = model_weights(model, path)
+    _backbone(model).load_state_dict(trunk, strict=False)  # num_batches_tracked may be missing
+    settings = task.config.MODEL.FEATURE_EVAL_SETTINGS
+    # VISSL's rule: an evaluation of the trunk trains heads of its own.
+    load_heads = heads and (not settings.EVAL_MODE_ON or settings.EVAL_TRUNK_AND_HEAD)
+    if load_heads:
+        model.heads.load_state_dict(heads)
+    logging.info(
+        "%s: all %d tensors of the trunk loaded; heads %s",
+        path,
+        len(trunk),
+        "loaded" if load_heads else "left at their initialisation",
+    )
+    return model

@@ -1,0 +1,172 @@
+"""What the frozen trunk has learned, against its untrained self and the pixels; and Figure 1."""
+
+import contextlib
+import copy
+import json
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from classy_vision.generic.distributed_util import is_primary
+from rich.console import Console
+from rich.table import Table
+from vissl.data import GenericSSLDataset, build_dataset
+
+from vissl_barlow.figures import draw_pretraining
+from vissl_barlow.paths import write_text_atomically
+from vissl_barlow.probe import probe_accuracy
+from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
+from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
+
+CORRELATION_FILE = "barlow_correlation_before.npy"
+
+
+# Images whose two views give the cross-correlation matrices of the figure.
+CORRELATION_IMAGES = 1024
+
+
+class BarlowProbe(BarlowHook):
+    """Probes the frozen trunk against its untrained self and the raw pixels, and draws Figure 1.
+
+    Config (`config.BARLOW.PROBE`): `KIND` ("linear", "knn" or empty for none) and `EVERY_EPOCHS` (0:
+    at the end only). The labelled images are DATA.TRAIN's and DATA.TEST's, both under DATA.TEST's
+    transforms; only the primary process probes.
+    """
+
+    def __init__(self, kind: str, every_epochs: int) -> None:
+        super().__init__()
+        self.kind, self.every_epochs = kind, every_epochs
+
+    def on_start(self, task) -> None:
+        if not is_primary():
+            return
+        self.folder = Path(task.checkpoint_folder)
+        self.sets = [self._labelled_images(task.config, split) for split in ("TRAIN", "TEST")]
+        # A resumed run no longer has the untrained trunk: it finds the figures of its first start.
+        if not (self.folder / PROBE_FILE).exists():
+            pixels = [images.flatten(1).numpy() for images, _ in self.sets]
+            accuracies = {"pixels": self._accuracy(*pixels)}
+            if task.iteration == 0:
+                # First: the other file says that both are there.
+                np.save(self.folder / CORRELATION_FILE, self._correlation(task))
+                accuracies["untrained trunk"] = self._probe_trunk(task)
+            else:
+                logging.warning(
+                    "resumed at step %d without %s: the untrained trunk is gone, and not probed",
+                    task.iteration,
+                    self.folder / PROBE_FILE,
+                )
+            self._write(accuracies)
+
+    def on_phase_end(self, task) -> None:
+        epoch = task.train_phase_idx + 1
+        last = epoch == task.num_train_phases
+        if not is_primary() or not task.train or last:
+            return
+        if self.every_epochs and epoch % self.every_epochs == 0:
+            accuracy = self._probe_trunk(task)
+            logging.info("epoch %d: %s probe %.1f%%", epoch, self.kind, 100 * accuracy)
+            self._write({f"epoch {epoch}": accuracy})
+
+    def on_end(self, task) -> None:
+        if not is_primary():
+            return
+        results = self._write({"pretrained trunk": self._probe_trunk(task)})
+        table = Table(title=f"{self.kind} probe on frozen features, test accuracy")
+        table.add_column("features")
+        table.add_column("accuracy", justify="right")
+        names = ("untrained trunk", "pixels", "pretrained trunk")
+        shown = {name: f"{100 * results[name]:.1f}" for name in names if name in results}
+        for name, accuracy in shown.items():
+            table.add_row(name, f"{accuracy} %")
+        figure = self.folder / FIGURE_FILE
+        history = read_history(self.folder)
+        before = self.folder / CORRELATION_FILE
+        draw_pretraining(
+            figure,
+            history,
+            task.base_loss.options.get("lambda_", 1.0),
+            np.load(before) if before.exists() else None,
+            self._correlation(task),
+            f"{self.kind} probe after {task.num_epochs} epochs: "
+            + ", ".join(f"{name} {accuracy}%" for name, accuracy in shown.items()),
+        )
+        console = Console()
+        console.print(table)
+        console.print(f"picture: {figure}", highlight=False, soft_wrap=True)
+
+    def _write(self, accuracies: dict[str, float]) -> dict[str, float]:
+        path = self.folder / PROBE_FILE
+        results = json.loads(path.read_text()) if path.exists() else {"probe": self.kind}
+        results.update(accuracies)
+        write_text_atomically(path, json.dumps(results, indent=2) + "\n")
+        return results
+
+    def _labelled_images(self, config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        dataset = _dataset(config, split, config.DATA.TEST.TRANSFORMS)
+        items = [dataset[index] for index in range(len(dataset))]
+        images = torch.stack([item["data"][0] for item in items])
+        return images, torch.tensor([int(item["label"][0]) for item in items])
+
+    def _probe_trunk(self, task) -> float:
+        return self._accuracy(*(self._representations(task, images) for images, _ in self.sets))
+
+    def _accuracy(self, train_features, test_features) -> float:
+        labels = [labels.numpy() for _, labels in self.sets]
+        return probe_accuracy(self.kind, train_features, labels[0], test_features, labels[1])
+
+    @torch.no_grad()
+    def _representations(self, task, images: torch.Tensor):
+        with _evaluating(task.base_model) as model:
+            batches = images.split(task.config.DATA.TEST.BATCHSIZE_PER_REPLICA)
+            return torch.cat([model.trunk(x.to(task.device))[0].cpu() for x in batches]).numpy()
+
+    @torch.no_grad()
+    def _correlation(self, task) -> np.ndarray:
+        """C of equation 2 between the embeddings of two views of the first training images."""
+        dataset = task.datasets["train"]
+        with _evaluating(task.base_model) as model, _seeded():
+            pairs = [dataset[i]["data"] for i in range(min(CORRELATION_IMAGES, len(dataset)))]
+            z_a, z_b = (
+                torch.cat([model(x.to(task.device)[None])[0].cpu() for x in view.split(256)])
+                for view in (torch.stack(images) for images in zip(*pairs))
+            )
+        dimensions = z_a.shape[1]
+        with np.errstate(invalid="ignore"):  # a constant dimension correlates with nothing
+            correlation = np.corrcoef(z_a.T.numpy(), z_b.T.numpy())
+        return np.nan_to_num(correlation[:dimensions, dimensions:])
+
+
+def _dataset(config, split: str, transforms: list) -> GenericSSLDataset:
+    """The labelled images of `split` under other transforms than training's."""
+    config = copy.deepcopy(config)
+    config.DATA[split].TRANSFORMS = transforms
+    config.DATA[split].LABEL_SOURCES = config.DATA.TEST.LABEL_SOURCES
+    config.DATA[split].LABEL_TYPE = "standard"
+    return build_dataset(config, split)
+
+
+@contextlib.contextmanager
+def _evaluating(model):
+    """`model` in eval mode; every module's own mode returns afterwards (a frozen trunk's too)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _seeded():
+    """The same random views each time, and no trace left in training's own random state."""
+    state = random.getstate()
+    random.seed(0)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(state)

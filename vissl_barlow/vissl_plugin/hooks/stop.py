@@ -1,0 +1,78 @@
+"""Answers a request to stop: the step is finished and saved, then every process leaves."""
+
+import signal
+import sys
+from collections import deque
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from classy_vision.generic.distributed_util import barrier, get_world_size, is_primary
+from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
+
+from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
+from vissl_barlow.vissl_plugin.run.signals import StopSignals
+
+# Steps between a request to stop and its answer on several GPUs: reading it sooner would make every
+# step wait for the device.
+GPU_DELAY = 2
+
+
+class BarlowStop(BarlowHook):
+    """Answers SIGTERM, SIGUSR1 and SIGUSR2: the step is finished, a checkpoint written, and every
+    process of the run leaves after the same step."""
+
+    def __init__(self, check_finite) -> None:
+        """`check_finite(task)` raises for a state that is not worth saving."""
+        super().__init__()
+        self.check_finite = check_finite
+
+    def on_start(self, task) -> None:
+        (self.saver,) = (h for h in task.hooks if isinstance(h, LogLossMetricsCheckpointHook))
+        self.signals = StopSignals()
+        self.pending: deque = deque()
+
+    def on_step(self, task) -> None:
+        if not task.train:
+            return
+        number = self._agreed(task.device)
+        if not number:
+            return
+        self.check_finite(task)
+        self.saver._checkpoint_model(task, 1, task.iteration, mode="iteration")
+        barrier()  # nobody leaves, and so ends the others, while the primary process saves
+        if is_primary():
+            saved = Path(task.checkpoint_folder, f"model_iteration{task.iteration}.torch").exists()
+            sys.stdout.flush()
+            print(
+                f"vissl_barlow: stopped by {signal.Signals(number).name} after step "
+                f"{task.iteration}, {'saved' if saved else 'NOT saved'}; the same command resumes",
+                file=sys.stderr,
+                flush=True,
+            )
+        self.signals.leave(number)
+
+    def on_end(self, task) -> None:
+        self.signals.restore()  # the final checkpoint is written: the default loses nothing
+
+    def on_exception(self, task) -> None:
+        self.signals.restore()
+
+    def _agreed(self, device: torch.device) -> int:
+        """The signal some process received, the same answer in all of them at the same step."""
+        if get_world_size() == 1:
+            return self.signals.received
+        received = torch.full((), self.signals.received, dtype=torch.long, device=device)
+        dist.all_reduce(received, op=dist.ReduceOp.MAX)
+        if device.type != "cuda":
+            return int(received)
+        answer = torch.empty((), dtype=torch.long, pin_memory=True)
+        answer.copy_(received, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        self.pending.append((arrived, answer))
+        if len(self.pending) <= GPU_DELAY:
+            return 0
+        arrived, answer = self.pending.popleft()
+        arrived.synchronize()
+        return int(answer)

@@ -1,0 +1,63 @@
+"""tools/nearest_neighbor_test.py."""
+
+import json
+
+import torch
+
+from vissl_barlow.vissl_plugin.mends.tools import tool_modules
+
+# Test images whose similarities to all training images are held at once: 1 GB for ImageNet.
+KNN_CHUNK = 200
+
+
+def nearest_neighbours_anywhere() -> None:
+    """tools/nearest_neighbor_test.py:36, `.cuda()`; :49, `imgs_per_chunk = num_test_images // 100`;
+    :89, `correct.narrow(1, 0, 5)`.
+
+    Always broken on CPUs, with fewer than 100 test images and with fewer than 5 classes. What replaces
+    it also writes `knn_<layer>.json`.
+    """
+    for module in tool_modules("nearest_neighbor_test"):
+        module.nearest_neighbor_test = nearest_neighbor_test
+
+
+def nearest_neighbor_test(cfg, layer_name: str = "heads") -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in percent of a weighted vote of the nearest training images.
+
+    A neighbour of similarity s votes with exp(s / SIGMA); TOPK neighbours vote, or all images if
+    there are fewer (`config.NEAREST_NEIGHBOR`). With fewer than 5 classes top-5 is 100.
+    """
+    from vissl.utils.checkpoint import get_checkpoint_folder
+    from vissl.utils.misc import merge_features
+
+    options = cfg.NEAREST_NEIGHBOR
+    folder = get_checkpoint_folder(cfg)
+    device = torch.device("cuda" if cfg.MACHINE.DEVICE == "gpu" else "cpu")
+
+    def load(split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        merged = merge_features(folder, split, layer_name)
+        features = torch.from_numpy(merged["features"]).float().flatten(1).to(device)
+        if options.L2_NORM_FEATS:
+            features = torch.nn.functional.normalize(features)
+        return features, torch.from_numpy(merged["targets"]).long().flatten().to(device)
+
+    features, labels = load("train")
+    test_features, test_labels = load("test")
+    classes = int(labels.max()) + 1
+    neighbours = min(options.TOPK, len(labels))
+    correct = torch.zeros(2, device=device)
+    for queries, targets in zip(test_features.split(KNN_CHUNK), test_labels.split(KNN_CHUNK)):
+        similarities, indices = (queries @ features.T).topk(neighbours)
+        # The largest similarity taken off: exp() cannot overflow, and all votes scale alike.
+        weights = ((similarities - similarities[:, :1]) / options.SIGMA).exp()
+        votes = torch.zeros(len(queries), classes, device=device)
+        votes.scatter_add_(1, labels[indices], weights)
+        ranked = votes.topk(min(5, classes)).indices == targets[:, None]
+        correct += torch.stack([ranked[:, 0].sum(), ranked.sum()])
+    top1, top5 = (100 * correct / len(test_labels)).tolist()
+    result = {"top_1": top1, "top_5": top5, "neighbours": neighbours, "images": len(test_labels)}
+    with open(f"{folder}/knn_{layer_name}.json", "w") as file:
+        json.dump(result, file, indent=2)
+    # The tool has closed its log by now.
+    print(f"{layer_name} k-NN top-1: {top1:.2f}, top-5: {top5:.2f}", flush=True)
+    return top1, top5

@@ -1,0 +1,163 @@
+"""vissl/utils/io.py: files and paths that a run is given run nothing and reach nothing outside."""
+
+import os
+import pickle
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import yaml
+
+from vissl_barlow.vissl_plugin.wrap import wrap
+
+# VISSL's mark of a folder that was copied to its end.
+_COMPLETE = "copy_complete"
+
+
+# What this process has copied and will remove again.
+_copied: set[Path] = set()
+
+
+# What a pickled LinearSVC consists of; a pickle with anything else is refused.
+_SVM_GLOBALS = {
+    ("sklearn.svm._classes", "LinearSVC"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+}
+
+
+def pickles_without_code() -> None:
+    """vissl/utils/io.py:105, `pickle.load(fopen)`, for the SVMs and any `.pkl` a config names.
+
+    Always so: whatever the file holds is run. Only what a LinearSVC consists of is loaded now.
+    """
+    from vissl.utils import io
+
+    io.pickle = SimpleNamespace(
+        load=_load_svm, dump=pickle.dump, HIGHEST_PROTOCOL=pickle.HIGHEST_PROTOCOL
+    )
+
+
+class _SvmUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        if (module, name) in _SVM_GLOBALS:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(
+            f"refused: the file holds {module}.{name}, and loading such objects can run code"
+        )
+
+
+def _load_svm(file, encoding: str = "ASCII"):
+    return _SvmUnpickler(file, encoding=encoding).load()
+
+
+def yaml_without_code() -> None:
+    """vissl/utils/io.py:129, `yaml.load(fopen, Loader=yaml.FullLoader)`.
+
+    Always so: FullLoader builds Python objects that a file names. Plain data needs none.
+    """
+    from vissl.utils import io
+
+    io.yaml = SimpleNamespace(
+        load=lambda file, Loader: yaml.safe_load(file), FullLoader=None, dump=yaml.dump
+    )
+
+
+def copies_stay_inside() -> None:
+    """vissl/utils/io.py:176, 234 and 278: `os.system` with paths from the config in its command.
+
+    Always so: a path with a space or a semicolon is taken for more of the command, links are
+    followed out of the destination, and when the run ends the whole destination is removed,
+    whatever else was in it. Now nothing is handed to a shell, a link that leads out of the source or
+    lies in the destination is refused, and only what this process has copied is removed.
+    """
+    from vissl.utils import distributed_launcher, io
+    from vissl.utils.slurm import get_slurm_dir
+
+    @wrap(io, "copy_file")
+    def copy_file(original, input_file, destination_dir, tmp_destination_dir):
+        destination = Path(get_slurm_dir(destination_dir or tmp_destination_dir))
+        destination.mkdir(parents=True, exist_ok=True)
+        source = Path(io.g_pathmgr.get_local_path(input_file))
+        _copy(source, source.parent, destination / source.name)
+        return str(destination / source.name), str(destination)
+
+    @wrap(io, "copy_dir")
+    def copy_dir(original, input_dir, destination_dir, num_threads):
+        source = Path(input_dir)
+        folder = destination_dir or tempfile.mkdtemp()
+        # The name that VISSL looks for afterwards; `..` is no name.
+        name = source.name if source.name != ".." else source.resolve().name
+        destination = Path(get_slurm_dir(folder), name)
+        _refuse_link(destination)
+        if not (destination / _COMPLETE).exists():
+            copy_tree(source, destination)
+            (destination / _COMPLETE).touch()
+        return str(destination), folder  # VISSL's second value is a level too deep to be found
+
+    for module in (io, distributed_launcher):
+
+        @wrap(module, "cleanup_dir")
+        def cleanup_dir(original, folder):
+            for path in [path for path in _copied if path.is_relative_to(os.path.abspath(folder))]:
+                path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path)
+                _copied.discard(path)
+
+
+def copy_tree(source: Path, destination: Path) -> None:
+    """Copies the files below `source`; a link inside it that stays inside is copied as its file.
+
+    Raises:
+        ValueError: a link in `source` leads out of it, or there is a link in `destination`.
+    """
+    fresh = not destination.exists()
+    destination.mkdir(parents=True, exist_ok=True)
+    if fresh:
+        _copied.add(Path(os.path.abspath(destination)))
+    for parent, folders, files in os.walk(source):
+        target = destination / os.path.relpath(parent, source)
+        for name in folders:
+            if Path(parent, name).is_symlink():
+                raise ValueError(
+                    f"{parent}/{name}: a link to a folder is not copied; copy what it leads to into "
+                    "its place, or set COPY_TO_LOCAL_DISK=false"
+                )
+            _refuse_link(target / name)
+            (target / name).mkdir(exist_ok=True)
+        for name in files:
+            _copy(Path(parent, name), source, target / name)
+
+
+def _copy(source: Path, root: Path, target: Path) -> None:
+    """One file, under its name only when whole; a file that is there already stays."""
+    if not source.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"{source}: a link that leads out of {root} is not copied; put the file itself there, or "
+            "set COPY_TO_LOCAL_DISK=false"
+        )
+    _refuse_link(target)
+    if target.exists():
+        return
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        shutil.copyfile(source, temporary)
+        shutil.copymode(source, temporary)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if not any(target.absolute().is_relative_to(path) for path in _copied):
+        _copied.add(Path(os.path.abspath(target)))
+
+
+def _refuse_link(target: Path) -> None:
+    if target.is_symlink():
+        raise ValueError(f"{target}: a link lies where a copy would go; remove it")

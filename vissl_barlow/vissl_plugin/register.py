@@ -1,0 +1,75 @@
+"""Registration in every process VISSL starts.
+
+VISSL loads no out-of-tree code, and its workers are fresh interpreters (spawn, forkserver, submitit).
+What reaches all of them is the pickled config: `BarlowConfig` takes the place of VISSL's `AttrDict`
+where configs are made, and unpickling one registers this plugin first.
+"""
+
+import importlib
+
+from vissl.config import AttrDict, attr_dict
+
+_COMPONENTS = (
+    "loss",
+    "projector",
+    "trunk",
+    "twins_model",
+    "objectives",
+    "byol",
+    "lars",
+    "schedule",
+    "views",
+    "data",
+    "task",
+    "train_step",
+    "linear",
+    "weights",
+)
+_registered = False
+
+
+class BarlowConfig(AttrDict):
+    """VISSL's `AttrDict`; unpickling it registers the plugin in that process first."""
+
+    def __reduce__(self):
+        return restore_config, (dict(self),)
+
+
+def restore_config(entries: dict) -> BarlowConfig:
+    """Rebuilds a pickled config after registering the plugin."""
+    register()
+    return BarlowConfig(entries)
+
+
+def register() -> None:
+    """Registers the components and mends VISSL in this process. Idempotent.
+
+    Raises:
+        ImportError: VISSL or classy-vision is not installed.
+    """
+    global _registered
+    if _registered:
+        return
+    _registered = True  # before the imports: unpickling below a component's import comes back here
+    try:
+        from vissl_barlow.vissl_plugin import mends
+
+        mends.apply()
+        for component in _COMPONENTS:
+            importlib.import_module(f"vissl_barlow.vissl_plugin.components.{component}")
+        _take_part_in_configs()
+    except BaseException:
+        _registered = False
+        raise
+
+
+def _take_part_in_configs() -> None:
+    from vissl.utils import hydra_config
+
+    from vissl_barlow.vissl_plugin import checks, hooks
+
+    # `AttrDict.__init__` looks its own name up for nested dictionaries: replaced there, every level
+    # of a config is ours. Modules that imported the class earlier keep it as our base class.
+    attr_dict.AttrDict = hydra_config.AttrDict = BarlowConfig
+    checks.install()
+    hooks.install()
