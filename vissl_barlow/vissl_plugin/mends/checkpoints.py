@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from vissl_barlow.checkpoint import CheckpointError, read_checkpoint, save_atomically
+from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.wrap import wrap
 
 # Config (`config.BARLOW`): checkpoints kept of each kind, after epochs and after iterations (0: all),
