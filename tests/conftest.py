@@ -6,6 +6,9 @@ import pytest
 import vissl_runs
 from digits_on_disk import DigitsOnDisk
 
+# Helpers whose assertions are a test's own: shown with their values, as there.
+pytest.register_assert_rewrite("documented_runs", "documented_targets")
+
 
 @pytest.fixture(scope="session")
 def digits_checkpoint(tmp_path_factory) -> Path:

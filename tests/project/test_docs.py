@@ -2,14 +2,14 @@
 
 import importlib.util
 import re
+import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
+from documented import PAGES, ROOT, documented
+from documented_targets import assert_composes
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page.name: page.read_text() for page in PAGES}
 ALL = "\n".join(TEXT.values())
 
@@ -51,3 +51,55 @@ def test_the_plugins_keys_are_the_documented_ones():
     keys = {f"PROBE.{k}" for k in section.pop("PROBE")} | set(section)
     documented = set(re.findall(r"^\| `([A-Z_.]+)` \|", TEXT["pretraining.md"], re.MULTILINE))
     assert documented == keys
+
+
+def test_no_command_is_overlooked():
+    """A block that the extraction does not see would be run by nothing."""
+    for page in PAGES:
+        text = page.read_text()
+        items = "\n".join(documented(text))
+        starts = re.findall(r"\b(?:python3? -m [\w.]+|python3? \S+\.py|pip3? install \S+)", text)
+        assert [start for start in starts if start not in items] == [], page.name
+
+
+def test_commands_are_found_in_blocks_and_in_the_text():
+    page = """Text, `make one` and `python -m two.three --four`, but not `make` or `config.A=1`.
+
+    # A comment
+    python -m tools.a config=b \\
+        config.C=[d]  # what it is
+    make e
+
+and
+
+```
+pip install f
+```
+
+    epoch 3/40  loss 68.52
+    more
+
+and, as Python,
+
+    lr = 1e-3
+    use(lr)
+"""
+    assert sorted(documented(page)) == [
+        "lr = 1e-3\nuse(lr)",
+        "make e",
+        "make one",
+        "pip install f",
+        "prints epoch 0/0 loss 0",
+        "python -m tools.a config=b config.C=[d]",
+        "python -m two.three --four",
+    ]
+
+
+def test_documented_overrides_are_keys_of_the_configs():
+    """`config.KEY=VALUE` in running text: hydra refuses a key that no config has."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    quoted = {part for part in re.findall(r"`([^`\n]+)`", text) if part.startswith("config.")}
+    overrides = sorted(part for part in quoted if "=" in part and "KEY=VALUE" not in part)
+    assert len(overrides) > 5
+    for override in overrides:
+        assert_composes(shlex.split(override))

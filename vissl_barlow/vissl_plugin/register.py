@@ -6,25 +6,10 @@ where configs are made, and unpickling one registers this plugin first.
 """
 
 import importlib
+import pkgutil
 
 from vissl.config import AttrDict, attr_dict
 
-_COMPONENTS = (
-    "loss",
-    "projector",
-    "trunk",
-    "twins_model",
-    "objectives",
-    "byol",
-    "lars",
-    "schedule",
-    "views",
-    "data",
-    "task",
-    "train_step",
-    "linear",
-    "weights",
-)
 _registered = False
 
 
@@ -52,11 +37,12 @@ def register() -> None:
         return
     _registered = True  # before the imports: unpickling below a component's import comes back here
     try:
-        from vissl_barlow.vissl_plugin import mends
+        from vissl_barlow.vissl_plugin import components, mends
 
         mends.apply()
-        for component in _COMPONENTS:
-            importlib.import_module(f"vissl_barlow.vissl_plugin.components.{component}")
+        # Importing a component registers it: a new file there needs no line here.
+        for component in pkgutil.iter_modules(components.__path__, f"{components.__name__}."):
+            importlib.import_module(component.name)
         _take_part_in_configs()
     except BaseException:
         _registered = False
