@@ -12,6 +12,8 @@ from documented import ROOT
 from documented_runs import Place
 from makefile import make, recipe
 
+QUICKSTART_TEST = "tests/plugin/hooks/test_quickstart.py"
+
 
 def is_python(place: Place, code: str) -> None:
     """README's lines on two small views, against equation 1 written out."""
@@ -50,7 +52,7 @@ def is_tested_by(file: str, test: str) -> Callable[[Place, str], None]:
     """Run by a test elsewhere, which must be there."""
 
     def run(place: Place, command: str) -> None:
-        assert f"def {test}(" in (ROOT / "tests" / file).read_text()
+        assert f"def {test}(" in (ROOT / file).read_text()
 
     return run
 
@@ -65,11 +67,11 @@ def installs(place: Place, command: str) -> None:
 
 
 def quickstart(place: Place, command: str) -> None:
-    """tests/plugin/hooks/test_quickstart.py runs what the Makefile would."""
+    """`QUICKSTART_TEST` runs what the Makefile would."""
     runner = [sys.executable, "-m", "tools.run_distributed_engines"]
     words, _ = recipe("quickstart")
     assert words[:3] == runner and "config=pretrain/vissl_barlow/digits_quickstart" in words
-    assert 'recipe("quickstart")' in (ROOT / "tests" / "plugin" / "hooks" / "test_quickstart.py").read_text()
+    assert 'recipe("quickstart")' in (ROOT / QUICKSTART_TEST).read_text()
 
 
 def suite(place: Place, command: str) -> None:

@@ -63,7 +63,13 @@ def is_core(name: str) -> bool:
 
 def test_the_rules_see_the_package():
     assert f"{PLUGIN}.register" in GRAPH[PACKAGE]
-    assert {room(name) for name in MODULES} >= {"register", "checks", "mends", "hooks", "components"}
+    assert {room(name) for name in MODULES} >= {
+        "register",
+        "checks",
+        "mends",
+        "hooks",
+        "components",
+    }
     assert "vissl.config" in set(imported(f"{PLUGIN}.register"))
 
 

@@ -34,6 +34,7 @@ from documented_runs import (
     voc_lists,
 )
 from documented_targets import (
+    QUICKSTART_TEST,
     all_passed,
     benchmarks,
     fails_without,
@@ -180,7 +181,7 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     # README.md, docs/pretraining.md
     "make quickstart": quickstart,
     "prints epoch 0/0 step 0/0 loss 0 invariance 0 redundancy 0 lr 0 0 images/s eta 0": (
-        is_tested_by("plugin/hooks/test_quickstart.py", "test_the_quickstart_learns_the_digits_and_draws_it")
+        is_tested_by(QUICKSTART_TEST, "test_the_quickstart_learns_the_digits_and_draws_it")
     ),
     "make test": suite,
     "prints ================ 0 passed, 0 warnings in 0s (0) ================": all_passed,
