@@ -28,12 +28,11 @@ PREDICTOR = [
 ]
 
 
-def _objective(name, dim=8192, world=32, **options):
+def _objective(name, world=32, **options):
     section = {
         "objective": name,
         **options,
         "reference_world_size": world,
-        "embedding_dim": dim,
     }
     prefixed = {f"LOSS.barlow_objective.{key}": value for key, value in section.items()}
     return {"LOSS.name": "barlow_objective", **prefixed}
@@ -49,7 +48,6 @@ BYOL = {
     ],
     "LOSS.name": "barlow_byol_loss",
     "LOSS.barlow_byol_loss.reference_world_size": 1,
-    "LOSS.barlow_byol_loss.embedding_dim": 256,
     "OPTIMIZER.bias_lr_scale": 1.0,
     "OPTIMIZER.weight_decay": 1.0e-6,
     f"{LR}.auto_lr_scaling.base_value": 0.3,
@@ -98,7 +96,6 @@ CHANGES = {
         ],
         "LOSS.name": "barlow_simsiam_loss",
         "LOSS.barlow_simsiam_loss.reference_world_size": 1,
-        "LOSS.barlow_simsiam_loss.embedding_dim": 2048,
         "OPTIMIZER.name": "sgd",
         "OPTIMIZER.weight_decay": 1.0e-4,
         "OPTIMIZER.regularize_bn": True,
@@ -123,7 +120,7 @@ CHANGES = {
     ),
     "objectives/w_mse": {
         HEADS: [["barlow_projector", {"in_dim": 2048, "dims": [8192, 8192, 512]}]],
-        **_objective("w_mse", dim=512, world=1, sub_batch_size=1024),
+        **_objective("w_mse", world=1, sub_batch_size=1024),
     },
 }
 
@@ -278,7 +275,10 @@ BAD = [
     ),
     (
         "objectives/vicreg",
-        ["config.MODEL.HEAD.PARAMS.0.1.dims=[512]"],
+        [
+            "config.MODEL.HEAD.PARAMS.0.1.dims=[512]",
+            "config.LOSS.barlow_objective.embedding_dim=8192",
+        ],
         "config.LOSS.barlow_objective.embedding_dim=8192",
     ),
     (

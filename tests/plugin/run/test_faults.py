@@ -38,7 +38,7 @@ LOADER_WORKERS = (
 # A run's limit, to end one that hangs; a soak run gets a fifth of a second more for each step.
 SECONDS = 120
 # Seconds instead of ten, twice, that the survivors of a run get to end by themselves.
-SHORT_GRACE = "import vissl_barlow.vissl_plugin.run.processes as processes; processes.GRACE = 1\n"
+SHORT_GRACE = "config.BARLOW.GRACE_SECONDS=1"
 # Megabytes by which the peak of resident memory may grow over three quarters of a soak run; 0.1
 # were measured. One batch kept at each of 300 steps would be 59.
 SOAK_GROWTH_MB = 4
@@ -271,8 +271,8 @@ step._prepare = fail
 
 @pytest.mark.parametrize("way", ["killed", "raised", "silent"])
 def test_a_dead_process_ends_the_others_and_is_named(server, uninterrupted, tmp_path, way):
-    command = (*SHORT, *TWO_PROCESSES)
-    prepare = SHORT_GRACE + (FAIL_ON_RANK_1 if way == "raised" else "")
+    command = (*SHORT, *TWO_PROCESSES, SHORT_GRACE)
+    prepare = FAIL_ON_RANK_1 if way == "raised" else ""
     limit = ("config.BARLOW.TIMEOUT_MINUTES=0.05",) if way == "silent" else ()
     run = server.start(tmp_path, *command, *limit, prepare=prepare)
     run.wait_for_steps(4)

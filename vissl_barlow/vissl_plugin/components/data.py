@@ -7,6 +7,7 @@ takes its place, and the sample is marked in `data_valid`, which the monitor cou
 import logging
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,8 @@ from vissl.data.dataset_catalog import VisslDatasetCatalog
 from vissl_barlow.digits import digits
 from vissl_barlow.images import UnreadableImage, read_image
 
-# A folder of nothing but bad files must end in an error, not in a search that lasts for hours.
-MAX_CONSECUTIVE_UNREADABLE = 100
 
-
-def list_images(folder: str | os.PathLike) -> list[str]:
+def list_images(folder: str | os.PathLike[str]) -> list[str]:
     """Paths of the images below `folder`, relative to it, in torchvision's ImageFolder order.
 
     Sub-folders are optional: pretraining needs no classes.
@@ -32,7 +30,7 @@ def list_images(folder: str | os.PathLike) -> list[str]:
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder} is not a folder")
-    images = []
+    images: list[str] = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         images += [
@@ -43,13 +41,29 @@ def list_images(folder: str | os.PathLike) -> list[str]:
     return images
 
 
+def register_source(name: str) -> Callable[[type], type]:
+    """Decorator: makes a class the data source `name` of VISSL's configs."""
+
+    def register(source: type) -> type:
+        DATASET_SOURCE_MAP[name] = source
+        DATA_SOURCES_WITH_SUBSET_SUPPORT.add(name)
+        return source
+
+    return register
+
+
 class BarlowSource(Dataset):
-    """What the sources share: views are drawn from the seed, the epoch and the image alone.
+    """What the sources share, and what the checks ask of one before training starts.
+
+    Views are drawn from the seed, the epoch and the image alone.
 
     VISSL's transform runs right after `__getitem__`, in the same process, and draws from `random`.
     Seeding it here makes each view independent of the number of loader workers and of where a run
     was interrupted.
     """
+
+    # Whether its path is a folder, whose images (`list_images`) the checks then count and try.
+    reads_folder = False
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
         self.seed, self.epoch = cfg.SEED_VALUE, 0
@@ -57,6 +71,13 @@ class BarlowSource(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Called by VISSL's task before each epoch's loader starts."""
         self.epoch = epoch
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> tuple[np.ndarray, bool]:
+        """An (H, W, 3) uint8 RGB image, and whether it is the one asked for."""
+        raise NotImplementedError
 
     def num_samples(self) -> int:
         return len(self)
@@ -67,15 +88,20 @@ class BarlowSource(Dataset):
         return self.read(index)
 
 
+@register_source("barlow_folder")
 class BarlowImageFolder(BarlowSource):
     """VISSL data source over the images below a folder, labelled by their top-level sub-folder.
 
     Each item is `(image, valid)`, the image an (H, W, 3) uint8 RGB array.
     """
 
+    reads_folder = True
+
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
         super().__init__(cfg, data_source, path, split, dataset_name)
         self.root = path
+        # A folder of nothing but bad files must end in an error, not in a search that lasts for hours.
+        self.max_consecutive_unreadable = cfg.BARLOW.MAX_CONSECUTIVE_UNREADABLE
         # One array of bytes instead of a million strings: a loader's workers unpickle it at once.
         self.names = np.array([os.fsencode(name) for name in list_images(path)], dtype=np.bytes_)
         self.unreadable = 0
@@ -93,7 +119,7 @@ class BarlowImageFolder(BarlowSource):
         return [index[folder] for folder in folders]
 
     def read(self, index: int) -> tuple[np.ndarray, bool]:
-        for attempt in range(min(len(self), MAX_CONSECUTIVE_UNREADABLE)):
+        for attempt in range(min(len(self), self.max_consecutive_unreadable)):
             path = self._path((index + attempt) % len(self))
             try:
                 return read_image(path), attempt == 0
@@ -104,14 +130,13 @@ class BarlowImageFolder(BarlowSource):
                     self.unreadable,
                     error,
                 )
-        raise UnreadableImage(
-            f"{MAX_CONSECUTIVE_UNREADABLE} images in a row are unreadable, the last is {path}"
-        )
+        raise UnreadableImage(f"{attempt + 1} images in a row are unreadable, the last is {path}")
 
     def _path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
 
+@register_source("barlow_digits")
 class BarlowDigits(BarlowSource):
     """VISSL data source over scikit-learn's digits; the path is ignored."""
 
@@ -128,10 +153,6 @@ class BarlowDigits(BarlowSource):
     def read(self, index: int) -> tuple[np.ndarray, bool]:
         return self.images[index], True
 
-
-_SOURCES = {"barlow_folder": BarlowImageFolder, "barlow_digits": BarlowDigits}
-DATASET_SOURCE_MAP.update(_SOURCES)
-DATA_SOURCES_WITH_SUBSET_SUPPORT.update(_SOURCES)
 
 if not VisslDatasetCatalog.has_data("barlow_digits"):
     # VISSL looks every data set without DATA_PATHS up here; the digits have no path.

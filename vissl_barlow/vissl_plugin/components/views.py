@@ -1,5 +1,7 @@
 """`BarlowTwoViews`: the paper's two augmentations as a VISSL transform, and their collator."""
 
+import inspect
+
 import torch
 from classy_vision.dataset.transforms import register_transform
 from classy_vision.dataset.transforms.classy_transform import ClassyTransform
@@ -13,6 +15,8 @@ from vissl_barlow.views import TwoViews
 @register_transform("BarlowTwoViews")
 class BarlowTwoViews(ClassyTransform):
     """Config: the keyword arguments of `vissl_barlow.views.TwoViews`, by name."""
+
+    keys = frozenset(inspect.signature(TwoViews).parameters)
 
     def __init__(self, **options) -> None:
         self.two_views = TwoViews(**options)

@@ -60,6 +60,7 @@ def _pretraining_hooks(cfg) -> list:
     hooks.append(monitor)
     if cfg.TRAINER.TASK_NAME == "barlow_task":  # the one that resumes within an epoch
         hooks.append(BarlowStop(monitor.check_finite))
-    if cfg.BARLOW.PROBE.KIND:
-        hooks.append(BarlowProbe(cfg.BARLOW.PROBE.KIND, cfg.BARLOW.PROBE.EVERY_EPOCHS))
+    probe = cfg.BARLOW.PROBE
+    if probe.KIND:
+        hooks.append(BarlowProbe(probe.KIND, probe.EVERY_EPOCHS, probe.NEIGHBOURS))
     return hooks

@@ -19,21 +19,9 @@ from vissl.hooks.tensorboard_hook import SSLTensorboardHook
 
 from vissl_barlow.diagnostics import cross_correlation_summary, effective_rank, embedding_std
 from vissl_barlow.run_files import METRICS_FILE
-from vissl_barlow.vissl_plugin.components.loss import BarlowLoss
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 
 PROCESS_STATUS = Path("/proc/self/status")
-
-
-# Rows that enter the effective rank: an eigenvalue problem of that size at each log step.
-RANKED_IMAGES = 512
-
-
-# Below these the embeddings carry nothing: an untrained network is far above both.
-COLLAPSED_STD = 1e-4
-
-
-COLLAPSED_RANK = 1.5
 
 
 class BarlowMonitor(BarlowHook):
@@ -207,7 +195,7 @@ class BarlowMonitor(BarlowHook):
         if self.tensorboard is not None:
             for name, value in entry.items():
                 self.tensorboard.add_scalar(f"Barlow/{name}", value, iteration)
-        self._say_collapse(entry)
+        self._say_collapse(entry, task.config.BARLOW)
         terms = ", ".join(
             f"{name} {entry[name]:.4g}"
             for name in ("loss", "invariance", "redundancy")
@@ -231,9 +219,8 @@ class BarlowMonitor(BarlowHook):
         if self.grad_norm is not None:
             measured["grad_norm"] = self.grad_norm
         z_a, z_b = (z.detach().float() for z in task.last_batch.model_output[:2])
-        # Of other losses `eps` is another thing than what equation 2 adds to a variance.
-        has_eps = isinstance(task.base_loss, BarlowLoss)
-        eps = {"eps": task.base_loss.options["eps"]} if has_eps else {}
+        correlation_eps = getattr(task.base_loss, "correlation_eps", None)
+        eps = {} if correlation_eps is None else {"eps": correlation_eps}
         summary = cross_correlation_summary(z_a, z_b, **eps)
         std = embedding_std(z_b)
         measured |= {
@@ -248,15 +235,17 @@ class BarlowMonitor(BarlowHook):
         }
         for name, z in ranked.items():
             if z is not None:
-                z = z[:RANKED_IMAGES].float()
+                # An eigenvalue problem of as many rows, at each log step.
+                z = z[: task.config.BARLOW.RANKED_IMAGES].float()
                 # Centred, as in equation 2: the mean alone would pass for a direction.
                 measured[f"effective_rank_{name}"] = effective_rank(z - z.mean(0))
         return measured
 
-    def _say_collapse(self, entry: dict) -> None:
-        if entry["embedding_std_mean"] < COLLAPSED_STD:
+    def _say_collapse(self, entry: dict, settings) -> None:
+        # An untrained network is far above both limits.
+        if entry["embedding_std_mean"] < settings.COLLAPSED_STD:
             problem = "the embeddings are constant"
-        elif entry["effective_rank_embedding"] < COLLAPSED_RANK:
+        elif entry["effective_rank_embedding"] < settings.COLLAPSED_RANK:
             problem = "the embeddings lie on a line"
         else:
             return

@@ -16,11 +16,6 @@ from vissl_barlow.checkpoint import CheckpointError, read_checkpoint, save_atomi
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.wrap import wrap
 
-# Config (`config.BARLOW`): checkpoints kept of each kind, after epochs and after iterations (0: all),
-# and the epochs that are kept for good, by their number's multiples (0: none).
-KEEP_CHECKPOINTS, KEEP_EVERY_EPOCHS = 2, 100
-
-
 _NAME = re.compile(r"model_(phase|iteration)(\d+)\.torch")
 
 
@@ -172,8 +167,8 @@ def saving_outlives_the_disk() -> None:
                 settings = task.config.BARLOW
                 remove_old_checkpoints(
                     task.checkpoint_folder,
-                    settings.get("KEEP_CHECKPOINTS", KEEP_CHECKPOINTS),
-                    settings.get("KEEP_EVERY_EPOCHS", KEEP_EVERY_EPOCHS),
+                    settings.KEEP_CHECKPOINTS,
+                    settings.KEEP_EVERY_EPOCHS,
                 )
         except OSError as error:
             if mode == "phase" and task.train_phase_idx == last - 1:

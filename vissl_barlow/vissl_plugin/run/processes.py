@@ -8,23 +8,19 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from vissl_barlow.vissl_plugin.errors import RankFailed
 from vissl_barlow.vissl_plugin.run.signals import STOP_SIGNALS, StopSignals
 
-# Seconds that processes get to end by themselves when another one of their run is gone; then they
-# are terminated and, after as long again, killed.
-GRACE = 10
-
-
 # How a process fails that was talking to one that is gone.
 _LOST_CONNECTION = ("gloo", "nccl", "connection", "distbackenderror", "timed out", "pair closure")
 
 
 def spawn(fn, nprocs: int, args: tuple) -> None:
+    cfg, node_id = args[:2]
     signals = StopSignals()
     context = torch.multiprocessing.spawn(fn, args=args, nprocs=nprocs, join=False)
     signals.forward_to = context.processes
     if signals.received:
         signals.forward(signals.received)
     try:
-        while not context.join(grace_period=GRACE):
+        while not context.join(grace_period=cfg.BARLOW.GRACE_SECONDS):
             pass
     except (ProcessExitedException, ProcessRaisedException) as error:
         if signals.received:
@@ -32,7 +28,6 @@ def spawn(fn, nprocs: int, args: tuple) -> None:
         status = context.processes[error.error_index].exitcode
         if status - 128 in STOP_SIGNALS:  # a process was asked to stop, not the launcher
             raise SystemExit(status) from None
-        cfg, node_id = args[:2]
         first_rank = node_id * cfg.DISTRIBUTED.NUM_PROC_PER_NODE
         raise RankFailed(_account(context.processes, error, first_rank)) from None
     finally:
