@@ -27,9 +27,9 @@ from vissl.data import GenericSSLDataset, build_dataset
 from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
 from vissl.hooks.tensorboard_hook import SSLTensorboardHook
 
+from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.diagnostics import cross_correlation_summary, effective_rank, embedding_std
 from vissl_barlow.figures import draw_pretraining
-from vissl_barlow.paths import write_text_atomically
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, METRICS_FILE, PROBE_FILE, read_history
 from vissl_barlow.vissl_plugin.byol import BarlowTargetHook

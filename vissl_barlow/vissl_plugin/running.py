@@ -28,7 +28,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
 from vissl.utils.env import get_machine_local_and_dist_rank
 
-from vissl_barlow.checkpoint import remove_leftovers
+from vissl_barlow.atomic_files import remove_leftovers
 from vissl_barlow.vissl_plugin.compat import wrap
 
 LOCK_FILE = "barlow_run.lock"
