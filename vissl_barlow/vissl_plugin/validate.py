@@ -14,7 +14,7 @@ import torch
 from vissl.utils import hydra_config
 
 from vissl_barlow.checkpoint import read_checkpoint
-from vissl_barlow.images import UnreadableImage, read_image
+from vissl_barlow.images import UnreadableImage, list_images, read_image
 from vissl_barlow.paths import config_folder
 from vissl_barlow.resnet import representation_dim
 from vissl_barlow.vissl_plugin.running import RankFailed
@@ -209,8 +209,6 @@ def _check_data(cfg, split: str) -> None:
 
 
 def _check_folder(cfg, split: str, key: str, folder: str) -> None:
-    from vissl_barlow.vissl_plugin.data import list_images
-
     try:
         images = list_images(folder)
     except FileNotFoundError:
