@@ -1,16 +1,13 @@
 """Refuses folders and lists of images that are missing, too short, or hold what cannot be decoded."""
 
 import os
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 from vissl.data import DATASET_SOURCE_MAP
 
-from vissl_barlow.datasets.file_lists import listed
-from vissl_barlow.images import UnreadableImage, read_image
+from vissl_barlow.images import list_images, unreadable_images
+from vissl_barlow.messages import listed
 from vissl_barlow.vissl_plugin.checks.common import data_path, world_size
-from vissl_barlow.vissl_plugin.components.data import list_images
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 # VISSL's own source that reads a folder of images; the plugin's say so themselves.
@@ -54,8 +51,8 @@ def _check_folder(cfg, split: str, folder: str) -> None:
             f"the folder holds {len(images)} images, fewer than one global batch of {batch}; "
             f"lower config.DATA.{split}.BATCHSIZE_PER_REPLICA",
         )
-    checked, unreadable = _unreadable_images(
-        images, cfg.BARLOW.CHECK_IMAGES, lambda name: os.path.join(folder, name)
+    checked, unreadable = unreadable_images(
+        images, cfg.BARLOW.CHECK_IMAGES, locate=lambda name: os.path.join(folder, name)
     )
     if unreadable:
         raise ConfigError(
@@ -68,7 +65,7 @@ def _check_folder(cfg, split: str, folder: str) -> None:
         )
 
 
-def check_listed_images(cfg, split: str, path: str, images: np.ndarray) -> None:
+def check_listed_images(cfg, split: str, path: str, images: Sequence[str]) -> None:
     """Raises ConfigError unless the images of the list at `path` that are decoded can be."""
     section = cfg.DATA[split]
 
@@ -78,7 +75,7 @@ def check_listed_images(cfg, split: str, path: str, images: np.ndarray) -> None:
             return section.NEW_IMG_PATH_PREFIX + image.removeprefix(prefix)
         return image
 
-    checked, unreadable = _unreadable_images(images, cfg.BARLOW.CHECK_IMAGES, locate)
+    checked, unreadable = unreadable_images(images, cfg.BARLOW.CHECK_IMAGES, locate=locate)
     if unreadable:
         raise ConfigError(
             f"DATA.{split}.DATA_PATHS",
@@ -87,21 +84,3 @@ def check_listed_images(cfg, split: str, path: str, images: np.ndarray) -> None:
             f"({listed([locate(image) for image in unreadable])}); make the list anew, or start all "
             "the same with config.BARLOW.CHECK_IMAGES=0",
         )
-
-
-def _unreadable_images(
-    paths: Sequence[str] | np.ndarray, wanted: int, locate: Callable[[str], str]
-) -> tuple[int, list[str]]:
-    """How many of `paths` were decoded, at random, and those that cannot be, in their order.
-
-    `wanted`: how many to decode, a negative number for all; `locate`: from a path to where it is.
-    """
-    count = len(paths) if wanted < 0 else min(wanted, len(paths))
-    unreadable = []
-    for index in sorted(random.Random(0).sample(range(len(paths)), count)):
-        path = str(paths[index])
-        try:
-            read_image(locate(path))
-        except (UnreadableImage, OSError):
-            unreadable.append(path)
-    return count, unreadable

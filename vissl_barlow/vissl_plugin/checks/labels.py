@@ -1,11 +1,13 @@
 """Refuses labelled data that do not fit one another or the classifier: class folders and lists."""
 
 import os
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vissl_barlow.datasets.file_lists import listed
+from vissl_barlow.messages import listed
 from vissl_barlow.vissl_plugin.checks.common import data_path
 from vissl_barlow.vissl_plugin.checks.images import check_listed_images
 from vissl_barlow.vissl_plugin.errors import ConfigError
@@ -144,7 +146,8 @@ def _check_lists(cfg, split: str, index: int) -> tuple[str, np.ndarray]:
             f"[{label_path}]",
             f"{len(labels)} labels for the {len(images)} images of {path}; make both lists anew",
         )
-    check_listed_images(cfg, split, path, images)
+    # As a sequence, so that of a mapped file only the images tried are read.
+    check_listed_images(cfg, split, path, cast(Sequence[str], images))
     return label_path, labels
 
 
