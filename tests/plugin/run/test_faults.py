@@ -21,7 +21,7 @@ from PIL import Image
 
 from vissl_barlow.checkpoint import read_checkpoint
 from vissl_barlow.images import UnreadableImage, read_image
-from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor
+from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
 
 KILLS = int(os.environ.get("FAULTS_KILLS", "8"))
 SOAK_STEPS = int(os.environ.get("FAULTS_SOAK_STEPS", "400"))
@@ -492,15 +492,15 @@ def test_a_step_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(
     [(0, False, False), (1, False, True), (9, True, False), (10, True, True)],
 )
 def test_loss_scaling_may_overflow_now_and_then(not_finite, scaled, stops):
-    monitor = BarlowMonitor()
-    monitor.window_iteration, monitor.non_finite = 20, torch.tensor(not_finite)
+    finite_loss = BarlowFiniteLoss()
+    finite_loss.window_start, finite_loss.non_finite = 20, torch.tensor(not_finite)
     task = SimpleNamespace(iteration=29, amp_grad_scaler=object() if scaled else None)
     if stops:
         with pytest.raises(FloatingPointError, match=f"{not_finite} of the last 10 steps"):
-            monitor.check_finite(task)
+            finite_loss.check(task)
     else:
-        monitor.check_finite(task)
-    assert monitor.non_finite == 0
+        finite_loss.check(task)
+    assert finite_loss.non_finite == 0
 
 
 # Bad data.

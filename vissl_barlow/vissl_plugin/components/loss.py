@@ -1,5 +1,7 @@
 """`barlow_loss`: equation 1 of the paper as a VISSL loss."""
 
+from typing import Any
+
 import torch
 from classy_vision.losses import ClassyLoss, register_loss
 
@@ -15,7 +17,7 @@ class BarlowLoss(ClassyLoss):
 
     def __init__(self, *, lambda_: float, eps: float, form: str, reference_world_size: int) -> None:
         super().__init__()
-        self.options = {
+        self.options: dict[str, Any] = {
             "lambda_": lambda_,
             "eps": eps,
             "form": form,
@@ -32,6 +34,11 @@ class BarlowLoss(ClassyLoss):
             form=config.get("form", "auto"),
             reference_world_size=config.get("reference_world_size", 1),
         )
+
+    @property
+    def correlation_eps(self) -> float:
+        """What equation 2's variances are increased by, for whoever computes this loss's C."""
+        return self.options["eps"]
 
     def forward(self, embeddings: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         """`embeddings`: the two views' (N, D) rows of this process; `target` is not used."""
