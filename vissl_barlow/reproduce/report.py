@@ -21,8 +21,8 @@ import jinja2
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
+from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_accuracies, draw_comparison, draw_curves
-from vissl_barlow.paths import write_text_atomically
 from vissl_barlow.reproduce import transfer
 from vissl_barlow.reproduce.items import (
     DIGITS,

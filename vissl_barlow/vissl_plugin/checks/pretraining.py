@@ -9,9 +9,8 @@ from vissl.data.dataset_catalog import VisslDatasetCatalog
 from vissl.utils.checkpoint import get_resume_checkpoint, is_training_finished
 
 from vissl_barlow.checkpoint import read_checkpoint
-from vissl_barlow.images import UnreadableImage, read_image
+from vissl_barlow.images import UnreadableImage, list_images, read_image
 from vissl_barlow.vissl_plugin.checks.common import LISTED_NAMES, model_on_meta, world_size
-from vissl_barlow.vissl_plugin.components.data import list_images
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 

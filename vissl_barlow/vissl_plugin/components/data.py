@@ -11,36 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from vissl.data import DATA_SOURCES_WITH_SUBSET_SUPPORT, DATASET_SOURCE_MAP
 from vissl.data.dataset_catalog import VisslDatasetCatalog
 
 from vissl_barlow.digits import digits
-from vissl_barlow.images import UnreadableImage, read_image
+from vissl_barlow.images import UnreadableImage, list_images, read_image
 
 # A folder of nothing but bad files must end in an error, not in a search that lasts for hours.
 MAX_CONSECUTIVE_UNREADABLE = 100
-
-
-def list_images(folder: str | os.PathLike) -> list[str]:
-    """Paths of the images below `folder`, relative to it, in torchvision's ImageFolder order.
-
-    Sub-folders are optional: pretraining needs no classes.
-
-    Raises:
-        FileNotFoundError: `folder` is not a folder.
-    """
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{folder} is not a folder")
-    images = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        images += [
-            os.path.relpath(os.path.join(parent, name), folder)
-            for name in sorted(files)
-            if name.lower().endswith(IMG_EXTENSIONS)
-        ]
-    return images
 
 
 class BarlowSource(Dataset):

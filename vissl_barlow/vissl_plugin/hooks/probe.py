@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from vissl.data import GenericSSLDataset, build_dataset
 
+from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_pretraining
-from vissl_barlow.paths import write_text_atomically
+
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from vissl_barlow.atomic_files import temporary_path
 from vissl_barlow.checkpoint import CheckpointError, read_checkpoint, save_atomically
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.wrap import wrap
@@ -53,8 +54,7 @@ def newest_checkpoint_linked_atomically() -> None:
     @wrap(checkpoint, "create_file_symlink")
     def create_file_symlink(original, file1, file2):
         folder = os.path.dirname(file2)
-        # A name that `remove_leftovers` knows, for a kill before the next line but one.
-        temporary = os.path.join(folder, f".checkpoint-link-{os.getpid()}.tmp")
+        temporary = temporary_path(folder)
         os.symlink(os.path.relpath(file1, folder), temporary)
         os.replace(temporary, file2)
 

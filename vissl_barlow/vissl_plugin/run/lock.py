@@ -9,7 +9,7 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vissl_barlow.checkpoint import remove_leftovers
+from vissl_barlow.atomic_files import remove_leftovers
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 LOCK_FILE = "barlow_run.lock"

@@ -1,15 +1,21 @@
-"""The operations behind one view on uint8 arrays, with torch's resize and OpenCV for the rest.
+"""The fast backend: a view by torch's resize and OpenCV, on uint8 arrays.
 
 Each operation keeps Pillow's arithmetic, including the saturation and the rounding to 8 bits after
-each step, so that a view differs from `backend="pil"` by rounding only. None is an approximation.
+each step, so that a view differs from `pillow`'s by rounding only. None is an approximation.
+
+Letters: H, W of the image; S the side of a view.
 """
 
-import itertools
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
+
+from vissl_barlow.views.arguments import rgb_array
+from vissl_barlow.views.parameters import ViewParameters
 
 # ITU-R 601 luminance of red, green and blue, in Pillow's 16-bit fixed point.
 LUMINANCE = (19595 / 65536, 38470 / 65536, 7471 / 65536)
@@ -24,6 +30,45 @@ def one_thread_per_process() -> None:
     """Keeps OpenCV to the calling thread: a loader has one worker per core, and a fork after
     OpenCV has started its threads can hang."""
     cv2.setNumThreads(0)
+
+
+def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
+    """The image as `apply` takes it, from a PIL image of any mode or a uint8 array (H, W, 3).
+
+    Raises:
+        ValueError: an array of another shape or type.
+    """
+    if isinstance(image, np.ndarray):
+        return rgb_array(image)
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def apply(
+    image: np.ndarray,
+    parameters: ViewParameters,
+    *,
+    size: int,
+    interpolation: str,
+    solarize_threshold: int,
+) -> np.ndarray:
+    """The view of an RGB image (H, W, 3) that `parameters` describe; the arguments are `TwoViews`'.
+
+    Returns:
+        uint8 array (S, S, 3), RGB, of its own memory.
+    """
+    view = crop_and_resize(image, parameters.crop, size, interpolation)
+    if parameters.flip:
+        view = cv2.flip(view, 1)
+    for operation, factor in parameters.jitter:
+        view = jitter(view, operation, factor)
+    if parameters.grayscale:
+        # One channel from here on: a third of the work for what follows.
+        view = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
+    if parameters.blur_sigma is not None:
+        view = blur(view, parameters.blur_sigma)
+    if parameters.solarize:
+        view = cv2.LUT(view, _solarized_levels(solarize_threshold))
+    return view if view.ndim == 3 else cv2.cvtColor(view, cv2.COLOR_GRAY2RGB)
 
 
 def crop_and_resize(
@@ -80,6 +125,13 @@ def blur(view: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 
 
+@lru_cache(maxsize=16)
+def _solarized_levels(threshold: int) -> np.ndarray:
+    """What each of the 256 levels becomes: uint8 (256,)."""
+    levels = np.arange(256, dtype=np.uint8)
+    return np.where(levels < threshold, levels, 255 - levels)
+
+
 def gaussian_kernel(sigma: float) -> np.ndarray:
     """Pillow's Gaussian in one dimension: three box filters with fractional ends, convolved.
 
@@ -95,23 +147,13 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
     box[[0, -1]] *= fraction
     kernel = np.convolve(np.convolve(box, box), box)
     # One neighbour on each side stays: OpenCV turns a single tap into a plain copy of another type.
-    negligible = min(np.count_nonzero(kernel < SMALLEST_TAP) // 2, len(kernel) // 2 - 1)
+    negligible = min(int(np.count_nonzero(kernel < SMALLEST_TAP)) // 2, len(kernel) // 2 - 1)
     kernel = kernel[negligible : len(kernel) - negligible]
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def planes(view: np.ndarray) -> torch.Tensor:
+def to_chw(view: np.ndarray) -> torch.Tensor:
     """An RGB (S, S, 3) view as a contiguous uint8 tensor (3, S, S)."""
     out = np.empty((3, *view.shape[:2]), np.uint8)
     cv2.split(view, list(out))
     return torch.from_numpy(out)
-
-
-def look_up(planes: np.ndarray, tables: np.ndarray, out: np.ndarray) -> None:
-    """out[i] = tables[i % channels][planes[i]] for uint8 `planes` (N, S, S), in one pass.
-
-    A pass for each step of the arithmetic is as fast on an idle machine, but not where all cores
-    share the memory, as a loader's workers do.
-    """
-    for plane, table, target in zip(planes, itertools.cycle(tables), out):
-        cv2.LUT(plane, table, dst=target)
