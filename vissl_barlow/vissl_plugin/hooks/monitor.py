@@ -5,7 +5,7 @@ import logging
 import torch
 from classy_vision.generic.distributed_util import all_reduce_sum, is_primary
 
-from vissl_barlow.vissl_plugin.hooks import measure
+import vissl_barlow.vissl_plugin.hooks.measure as measure
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook, current_step, is_log_step
 from vissl_barlow.vissl_plugin.hooks.collapse import CollapseWarning
 from vissl_barlow.vissl_plugin.hooks.outputs import Output, outputs_of

@@ -16,13 +16,11 @@ from vissl.data import GenericSSLDataset, build_dataset
 
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_pretraining
-
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 
 CORRELATION_FILE = "barlow_correlation_before.npy"
-
 
 # Images whose two views give the cross-correlation matrices of the figure.
 CORRELATION_IMAGES = 1024
@@ -100,7 +98,7 @@ class BarlowProbe(BarlowHook):
 
     def _write(self, accuracies: dict[str, float]) -> dict[str, float]:
         path = self.folder / PROBE_FILE
-        results = json.loads(path.read_text()) if path.exists() else {"probe": self.kind}
+        results: dict = json.loads(path.read_text()) if path.exists() else {"probe": self.kind}
         results.update(accuracies)
         write_text_atomically(path, json.dumps(results, indent=2) + "\n")
         return results
@@ -163,7 +161,8 @@ def _evaluating(model):
 
 @contextlib.contextmanager
 def _seeded():
-    """The same random views each time, and no trace left in training's own random state."""
+    """Of sources whose views are drawn from Python's or torch's global state (VISSL's own): the same
+    views each time, and the state afterwards what it was."""
     state = random.getstate()
     random.seed(0)
     try:
