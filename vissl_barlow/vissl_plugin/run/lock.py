@@ -27,8 +27,9 @@ _locks: dict[Path, int] = {}
 def lock(folder: Path) -> None:
     """Takes the folder for this process, until `unlock` or its end; does nothing if it has it already.
 
-    Unfinished checkpoints that a killed run has left there are removed. The lock file names the holder (host, pid, start) and
-    stays when the lock is gone. Where the file system has no locks, says so and goes on.
+    Unfinished checkpoints that a killed run has left there are removed. The lock file names the holder
+    (host, pid, start) and stays when the lock is gone. Where the file system has no locks, says so and
+    goes on.
 
     Raises:
         ConfigError: another process has it; the message names that process.
