@@ -183,8 +183,8 @@ def test_memory_and_unreadable_images_are_counted_so_far(entries, steps):
 def test_peak_memory_is_not_that_of_the_process_which_started_this_one():
     child = (
         "import vissl.hooks, vissl_barlow, torch; vissl_barlow.register();"
-        "from vissl_barlow.vissl_plugin.hooks.monitor import _peak_memory;"
-        "print(_peak_memory(torch.device('cpu')))"
+        "from vissl_barlow.vissl_plugin.hooks.measure import peak_memory;"
+        "print(peak_memory(torch.device('cpu')))"
     )
     parent = (
         "import subprocess, sys; held = b'x' * (2 << 30);"

@@ -17,6 +17,7 @@ from vissl.data.dataset_catalog import VisslDatasetCatalog
 
 from vissl_barlow.digits import digits
 from vissl_barlow.images import UnreadableImage, list_images, read_image
+from vissl_barlow.vissl_plugin.components.views import ImageWithRng, with_rng
 
 
 def register_source(name: str) -> Callable[[type], type]:
@@ -30,48 +31,55 @@ def register_source(name: str) -> Callable[[type], type]:
     return register
 
 
+def view_seed(seed: int, epoch: int, index: int) -> int:
+    """What an image's views are drawn from in an epoch: all three numbers, from 0, side by side.
+
+    No two of (seed, epoch below 2^32, index below 2^48) share one.
+    """
+    return (seed << 80) + (epoch << 48) + index
+
+
 class BarlowSource(Dataset):
     """What the sources share, and what the checks ask of one before training starts.
 
     Views are drawn from the seed, the epoch and the image alone.
 
-    VISSL's transform runs right after `__getitem__`, in the same process, and draws from `random`.
-    Seeding it here makes each view independent of the number of loader workers and of where a run
-    was interrupted.
+    Each image brings a generator of its own for `BarlowTwoViews`, so that its views depend neither on
+    the number of loader workers nor on where a run was interrupted. A subclass has `read` and
+    `__len__`.
     """
 
     # Whether its path is a folder, whose images (`list_images`) the checks then count and try.
     reads_folder = False
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
+        """VISSL's arguments to every source."""
         self.seed, self.epoch = cfg.SEED_VALUE, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by VISSL's task before each epoch's loader starts."""
         self.epoch = epoch
 
+    def num_samples(self) -> int:
+        return len(self)
+
+    def __getitem__(self, index: int) -> tuple[ImageWithRng, bool]:
+        """The image, (H, W, 3) uint8 RGB, and whether it is the one asked for."""
+        image, is_own = self.read(int(index))
+        rng = random.Random(view_seed(self.seed, self.epoch, int(index)))
+        return with_rng(image, rng), is_own
+
     def __len__(self) -> int:
         raise NotImplementedError
 
     def read(self, index: int) -> tuple[np.ndarray, bool]:
-        """An (H, W, 3) uint8 RGB image, and whether it is the one asked for."""
+        """As `__getitem__`, without a generator."""
         raise NotImplementedError
-
-    def num_samples(self) -> int:
-        return len(self)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
-        # Three numbers side by side in one integer: no two (seed, epoch, image) share it.
-        random.seed((self.seed << 80) + (self.epoch << 48) + int(index))
-        return self.read(index)
 
 
 @register_source("barlow_folder")
 class BarlowImageFolder(BarlowSource):
-    """VISSL data source over the images below a folder, labelled by their top-level sub-folder.
-
-    Each item is `(image, valid)`, the image an (H, W, 3) uint8 RGB array.
-    """
+    """VISSL data source over the images below a folder, labelled by their top-level sub-folder."""
 
     reads_folder = True
 

@@ -12,6 +12,7 @@ from vissl.utils import hydra_config
 from vissl.utils.checkpoint import get_checkpoint_folder
 
 from vissl_barlow.provenance import command_line, note_hours
+from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
 from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor
 from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
 from vissl_barlow.vissl_plugin.hooks.record import RunRecord, record_start
@@ -56,10 +57,10 @@ def _pretraining_hooks(cfg) -> list:
     hooks: list = []
     if cfg.MODEL.BASE_MODEL_NAME == "barlow_byol_model":
         hooks.append(BarlowTargetHook(cfg.MODEL.TARGET_MOMENTUM))
-    monitor = BarlowMonitor()
-    hooks.append(monitor)
+    finite_loss = BarlowFiniteLoss()
+    hooks += [finite_loss, BarlowMonitor()]
     if cfg.TRAINER.TASK_NAME == "barlow_task":  # the one that resumes within an epoch
-        hooks.append(BarlowStop(monitor.check_finite))
+        hooks.append(BarlowStop(finite_loss.check))
     probe = cfg.BARLOW.PROBE
     if probe.KIND:
         hooks.append(BarlowProbe(probe.KIND, probe.EVERY_EPOCHS, probe.NEIGHBOURS))

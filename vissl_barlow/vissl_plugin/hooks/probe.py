@@ -94,7 +94,7 @@ class BarlowProbe(BarlowHook):
 
     def _write(self, accuracies: dict[str, float]) -> dict[str, float]:
         path = self.folder / PROBE_FILE
-        results = json.loads(path.read_text()) if path.exists() else {"probe": self.kind}
+        results: dict = json.loads(path.read_text()) if path.exists() else {"probe": self.kind}
         results.update(accuracies)
         write_text_atomically(path, json.dumps(results, indent=2) + "\n")
         return results
@@ -159,7 +159,8 @@ def _evaluating(model):
 
 @contextlib.contextmanager
 def _seeded():
-    """The same random views each time, and no trace left in training's own random state."""
+    """Of sources whose views are drawn from Python's or torch's global state (VISSL's own): the same
+    views each time, and the state afterwards what it was."""
     state = random.getstate()
     random.seed(0)
     try:
