@@ -1,10 +1,10 @@
-"""Sums over processes, and the rule their gradients follow; the identity on one process.
+"""Sums and gathers over processes, and the rule their gradients follow; on one process they do nothing.
 
-Every process is taken to run the same program on its own rows, and the function differentiated is
-the sum over processes of what each one back-propagates. The backward pass of a sum is therefore the
-same sum. A loss that is a global number, equal on all `W` processes, then gives each process `W`
-times the true gradient with respect to its own rows, and the average over processes that
-DistributedDataParallel takes of the parameters' gradients is the true gradient of that number.
+Every process runs the same program on its own rows. What is differentiated is the sum, over the
+processes, of the number each one calls `backward` on. The backward pass of a sum over processes is
+therefore the same sum, of the gradients. If that number is a loss of the global batch, equal on all
+`W` processes, each process gets `W` times the true gradient with respect to its own rows, and the
+average that DistributedDataParallel takes of the parameters' gradients is the true gradient.
 
 `group=None` means the default group where torch.distributed is initialised, else this process
 alone.
@@ -13,6 +13,7 @@ alone.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -82,7 +83,7 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     return _AllReduceSum.apply(x, group) if world_size(group) > 1 else x
 
 
-def all_gather_rows(x: Tensor, sizes: tuple[int, ...], group: ProcessGroup | None = None) -> Tensor:
+def all_gather_rows(x: Tensor, sizes: Sequence[int], group: ProcessGroup | None = None) -> Tensor:
     """Concatenates the (N_p, D) rows of all processes in order of rank, outside of autograd.
 
     Args:

@@ -9,13 +9,8 @@ from torch import nn
 from vissl.models import register_model
 from vissl.models.heads import register_model_head
 
-from vissl_barlow.byol import (
-    build_normalised_projector,
-    byol_loss,
-    simsiam_loss,
-    target_momentum,
-    update_target,
-)
+from vissl_barlow.byol import build_normalized_projector, target_momentum, update_target
+from vissl_barlow.loss import byol_loss, simsiam_loss
 from vissl_barlow.vissl_plugin.objectives import TermsLoss
 from vissl_barlow.vissl_plugin.twins_model import BarlowPredictingTwins, is_pair_of_views
 
@@ -26,7 +21,7 @@ class BarlowNormalisedProjector(nn.Module):
 
     def __init__(self, model_config, in_dim: int, dims: list[int]) -> None:
         super().__init__()
-        self.projector = build_normalised_projector(in_dim, dims)
+        self.projector = build_normalized_projector(in_dim, dims)
 
     def forward(self, representations: torch.Tensor) -> torch.Tensor:
         """(N, in_dim) to (N, dims[-1])."""
@@ -117,7 +112,7 @@ class BarlowTargetHook(ClassyHook):
 
 @register_loss("barlow_byol_loss")
 class BarlowBYOLLoss(TermsLoss):
-    """Config (`config.LOSS.barlow_byol_loss`): the keys of `vissl_barlow.byol.byol_loss`."""
+    """Config (`config.LOSS.barlow_byol_loss`): the keys of `vissl_barlow.loss.byol_loss`."""
 
     @classmethod
     def from_config(cls, config: dict) -> "BarlowBYOLLoss":
@@ -126,7 +121,7 @@ class BarlowBYOLLoss(TermsLoss):
 
 @register_loss("barlow_simsiam_loss")
 class BarlowSimSiamLoss(TermsLoss):
-    """Config (`config.LOSS.barlow_simsiam_loss`): the keys of `vissl_barlow.byol.simsiam_loss`."""
+    """Config (`config.LOSS.barlow_simsiam_loss`): the keys of `vissl_barlow.loss.simsiam_loss`."""
 
     @classmethod
     def from_config(cls, config: dict) -> "BarlowSimSiamLoss":

@@ -1,4 +1,4 @@
-"""`barlow_objective`: the objectives of `vissl_barlow.objectives` as one VISSL loss."""
+"""`barlow_objective`: the objectives of `vissl_barlow.loss` as one VISSL loss."""
 
 import inspect
 from collections.abc import Callable
@@ -6,8 +6,7 @@ from collections.abc import Callable
 import torch
 from classy_vision.losses import ClassyLoss, register_loss
 
-from vissl_barlow.loss import LossTerms
-from vissl_barlow.objectives import OBJECTIVES
+from vissl_barlow.loss import OBJECTIVES, LossTerms
 
 # Keys of a loss's section that are not the objective's: VISSL's own, and those validate.py reads.
 _OTHER_KEYS = ("name", "objective", "embedding_dim")

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vissl_barlow import distributed
-from vissl_barlow.loss import barlow_twins_loss, cross_correlation, normalise
+from vissl_barlow.loss import barlow_twins_loss, cross_correlation, normalize
 
 # Rows per process: unequal, so that a mean of the processes' means is not the mean.
 SPLITS = {1: [12], 2: [5, 7], 4: [4, 1, 5, 2]}
@@ -67,7 +67,7 @@ def _building_blocks(rank):
     sizes = distributed.batch_sizes(SPLITS[world_size][rank])
     rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     z_a, z_b = (view[rows].requires_grad_() for view in _images(torch.float64))
-    (normalise(z_a).pow(4) * torch.arange(1, IN_DIM + 1)).sum().backward()
+    (normalize(z_a).pow(4) * torch.arange(1, IN_DIM + 1)).sum().backward()
     c = cross_correlation(z_a.detach(), z_b)
     c.pow(3).sum().backward()
     gathered = distributed.all_gather_rows(z_a.detach(), sizes)

@@ -7,7 +7,7 @@ import torch
 from gloo import run_gloo
 from torch.nn import functional as F
 
-from vissl_barlow.objectives import OBJECTIVES
+from vissl_barlow.loss import OBJECTIVES
 
 # Float64 against float64: what is left is the order of the sums.
 EXACT = 1e-9

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from vissl_barlow import loss as loss_module
-from vissl_barlow.loss import barlow_twins_loss, choose_form, cross_correlation, normalise
+from vissl_barlow import cpu_cache
+from vissl_barlow.loss import barlow_twins_loss, choose_form, cross_correlation, kernels, normalize
 
 EPS = 1e-5
 LAMBDA = 5e-3
@@ -107,7 +107,8 @@ def test_float64_equals_the_equations_and_stays_float64(lambda_, eps, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_row_blocks_do_not_show(monkeypatch, form):
     # 300 rows: not a multiple of the Gram matrices' blocks nor of these.
-    monkeypatch.setattr(loss_module, "_CACHED_ELEMENTS", 7 * 2 * 40)
+    for module in (cpu_cache, kernels):
+        monkeypatch.setattr(module, "CACHED_ELEMENTS", 7 * 2 * 40)
     torch.manual_seed(0)
     z_a, z_b = correlated(300, 40)
     assert_equals(*step(z_a, z_b, form=form), z_a, z_b, FLOAT32_RTOL)
@@ -162,7 +163,7 @@ def test_half_precision_under_autocast_is_computed_in_float32(dtype, form):
         # Scaled as a GradScaler would: the gradients are beyond float16's resolution.
         (terms.loss * 2.0**16).backward()
         c = cross_correlation(z_a, z_b)
-        assert normalise(z_a).dtype == torch.float32
+        assert normalize(z_a).dtype == torch.float32
     expected_c, expected, expected_grads = reference(z_a, z_b)
     for got, want in zip(terms, expected):
         assert got.dtype == torch.float32
@@ -196,10 +197,10 @@ def test_cross_correlation_is_equation_2_and_differentiable():
 
 
 @pytest.mark.parametrize("regime", REGIMES, ids=lambda f: f.__name__)
-def test_normalise_gives_mean_0_and_variance_1(regime):
+def test_normalize_gives_mean_0_and_variance_1(regime):
     torch.manual_seed(0)
     z, _ = regime(200, 30)
-    got = normalise(z).double()
+    got = normalize(z).double()
     z = z.double()
     want = (z - z.mean(0)) / torch.sqrt(z.var(0, unbiased=False) + EPS)
     assert (got - want).norm() < FLOAT32_RTOL * want.norm()
