@@ -12,8 +12,8 @@ alone.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -36,12 +36,19 @@ def rank(group: ProcessGroup | None = None) -> int:
     return dist.get_rank(group) if is_distributed() else 0
 
 
-@functools.cache
+# Weak: a group that is kept after `destroy_process_group` keeps its threads, and one of them may
+# abort the process when the interpreter exits.
+_host_groups: WeakKeyDictionary[ProcessGroup, ProcessGroup] = WeakKeyDictionary()
+
+
 def _host_group(group: ProcessGroup) -> ProcessGroup:
+    """A group of the same processes that moves host memory: `group` itself, or one over gloo."""
     if "cpu:" in dist.get_backend_config(group):
         return group
-    ranks = dist.get_process_group_ranks(group)
-    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    if group not in _host_groups:
+        ranks = dist.get_process_group_ranks(group)
+        _host_groups[group] = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    return _host_groups[group]
 
 
 def batch_sizes(local_size: int, group: ProcessGroup | None = None) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ def test_the_target_averages_parameters_and_keeps_its_own_batch_statistics():
         assert torch.equal(tensor, before[name])
 
 
-def test_the_normalised_projector_ends_in_unit_variance():
+def test_the_normalized_projector_ends_in_unit_variance():
     output = build_normalized_projector(6, [8, 4])(torch.randn(64, 6) * 5 + 3)
     torch.testing.assert_close(output.mean(0), torch.zeros(4), rtol=0, atol=1e-5)
     torch.testing.assert_close(output.var(0, unbiased=False), torch.ones(4), rtol=0, atol=1e-2)

@@ -1,5 +1,7 @@
 """The sums over processes and the loss under real DistributedDataParallel, over gloo."""
 
+import weakref
+
 import pytest
 import torch
 from gloo import run_gloo
@@ -159,6 +161,19 @@ def test_one_process_without_a_group_communicates_nothing():
     assert distributed.batch_sizes(3) == (3,)
     assert distributed.all_reduce_sum(x) is x
     assert distributed.all_gather_rows(x, (3,)) is x
+
+
+def _is_freed_once_destroyed(rank):
+    group = torch.distributed.new_group()
+    distributed.batch_sizes(1, group)
+    alive = weakref.ref(group)
+    torch.distributed.destroy_process_group(group)
+    del group
+    return alive() is None
+
+
+def test_no_group_outlives_its_destruction():
+    assert run_gloo(_is_freed_once_destroyed, 1) == [True]
 
 
 def test_scale_gradient_keeps_the_value():

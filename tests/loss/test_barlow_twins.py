@@ -1,4 +1,3 @@
-import logging
 import math
 
 import hypothesis.extra.numpy as arrays
@@ -6,68 +5,17 @@ import hypothesis.strategies as some
 import numpy as np
 import pytest
 import torch
+from embeddings import EPS, LAMBDA, REGIMES, SHAPES, correlated, reference
 from hypothesis import given, settings
 
 from vissl_barlow import cpu_cache
-from vissl_barlow.loss import barlow_twins_loss, choose_form, cross_correlation, kernels, normalize
+from vissl_barlow.loss import barlow_twins_loss, cross_correlation, kernels, normalize
 
-EPS = 1e-5
-LAMBDA = 5e-3
 # What float32 is held to against float64; the rounding met is about ten times smaller.
 FLOAT32_RTOL = 1e-5
 # Two orders of summation of the same float64 numbers.
 FLOAT64_RTOL = 1e-10
 FORMS = ("gram", "correlation")
-SHAPES = [(6, 3), (16, 300), (140, 600), (300, 64)]
-
-
-def reference(z_a, z_b, lambda_=LAMBDA, eps=EPS):
-    """Equations 1 and 2 in float64: C, (loss, invariance, redundancy), gradients of the loss."""
-    views = [z.detach().double().requires_grad_() for z in (z_a, z_b)]
-    a, b = ((z - z.mean(0)) / torch.sqrt(z.var(0, unbiased=False) + eps) for z in views)
-    c = a.T @ b / len(a)
-    invariance = ((1 - torch.diagonal(c)) ** 2).sum()
-    redundancy = (c[~torch.eye(len(c), dtype=torch.bool)] ** 2).sum()
-    loss = invariance + lambda_ * redundancy
-    return c.detach(), (loss, invariance, redundancy), torch.autograd.grad(loss, views)
-
-
-def correlated(n, d):
-    """Few factors behind all dimensions: C has large elements off its diagonal."""
-    factors, mixing = torch.randn(n, 4), torch.randn(4, d)
-    return [factors @ mixing + 0.3 * torch.randn(n, d) for _ in range(2)]
-
-
-def nearly_collapsed(n, d):
-    """One point, and a deviation that float32 resolves to four digits."""
-    point = 3 * torch.randn(d)
-    return [point + 1e-4 * torch.randn(n, d) for _ in range(2)]
-
-
-def nearly_identical(n, d):
-    z = torch.randn(n, d)
-    return [z, z + 1e-4 * torch.randn(n, d)]
-
-
-def far_from_the_origin(n, d):
-    return [z + 1000 for z in correlated(n, d)]
-
-
-def one_row_in_eight_apart(n, d):
-    """Whichever few rows a first guess of the mean is taken from, it may be far off."""
-    views = [z + 1000 for z in correlated(n, d)]
-    for z in views:
-        z[::8] += 30
-    return views
-
-
-REGIMES = (
-    correlated,
-    nearly_collapsed,
-    nearly_identical,
-    far_from_the_origin,
-    one_row_in_eight_apart,
-)
 
 
 def step(z_a, z_b, **options):
@@ -250,25 +198,6 @@ def test_identical_uncorrelated_views_have_no_loss():
         terms = barlow_twins_loss(z, z, form=form)
         assert terms.invariance.item() == pytest.approx(3 * (EPS / (1 + EPS)) ** 2, rel=1e-5)
         assert terms.redundancy.item() == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "n, d, world_size, form",
-    [
-        (256, 8192, 1, "gram"),
-        (2048, 8192, 1, "gram"),
-        (64, 65536, 1, "gram"),
-        (2048, 8192, 32, "gram"),
-        (4096, 1024, 1, "correlation"),
-        (4096, 256, 8, "correlation"),
-    ],
-)
-def test_auto_takes_the_cheaper_form_and_says_so_once(caplog, n, d, world_size, form):
-    choose_form.cache_clear()
-    with caplog.at_level(logging.INFO, logger="vissl_barlow.loss"):
-        assert [choose_form(n, d, world_size) for _ in range(3)] == [form] * 3
-    (record,) = caplog.records
-    assert f"{form} form for N={n}, D={d} on {world_size} process" in record.getMessage()
 
 
 @pytest.mark.parametrize(

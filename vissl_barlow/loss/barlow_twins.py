@@ -1,9 +1,9 @@
 """Barlow Twins (Zbontar et al., 2021): equations 1 and 2 as the paper writes them, and as they are run.
 
-`equation_1` and `equation_2` are the definition, in plain torch, on one process: the tests prove
-`kernels.py`, which `barlow_twins_loss` runs, against them in float64, values and gradients. Do not
-train with them. In float32 they lose the digits that the kernels keep where the views are nearly
-identical, or where the embeddings lie far from the origin.
+`equation_1` and `equation_2` are the definition, in plain torch, for one process. The tests compare
+`barlow_twins_loss` and its kernels (`kernels.py`) with them in float64, values and gradients. They are
+not for training: in float32 their invariance loses most of its digits where the views are nearly
+identical, or where one row in eight lies far from the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from vissl_barlow.loss.terms import (
 
 
 def equation_1(z_a: Tensor, z_b: Tensor, *, lambda_: float = 5e-3, eps: float = 1e-5) -> LossTerms:
-    """sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2 of two views (N, D); C is equation 2."""
+    """Equation 1, the loss of two views (N, D), with C of equation 2:
+
+    sum_i (1 - C_ii)^2 + lambda sum_i sum_{j != i} C_ij^2
+    """
     c = equation_2(z_a, z_b, eps=eps)
     on_diagonal = torch.eye(len(c), dtype=torch.bool, device=c.device)
     invariance = (1 - c[on_diagonal]).square().sum()
@@ -33,20 +36,21 @@ def equation_1(z_a: Tensor, z_b: Tensor, *, lambda_: float = 5e-3, eps: float = 
 
 
 def equation_2(z_a: Tensor, z_b: Tensor, *, eps: float = 1e-5) -> Tensor:
-    """The cross-correlation C (D, D) of two views (N, D), computed along the batch.
+    """Equation 2, the cross-correlation matrix C (D, D) of two views (N, D), along the batch:
 
-    C_ij = sum_b z^A_bi z^B_bj / (sqrt(sum_b (z^A_bi)^2) sqrt(sum_b (z^B_bj)^2)), where every
-    dimension of a view is mean-centred along the batch: C = A^T B of the normalised views.
+    C_ij = sum_b z^A_bi z^B_bj / (sqrt(sum_b (z^A_bi)^2) sqrt(sum_b (z^B_bj)^2))
+
+    of mean-centred views, that is C = A^T B of the normalised ones.
     """
     a, b = normalized_along_batch(z_a, eps), normalized_along_batch(z_b, eps)
     return a.T @ b
 
 
 def normalized_along_batch(z: Tensor, eps: float) -> Tensor:
-    """z (N, D) with each dimension's mean over the batch taken away, and its length divided by.
+    """z (N, D), each dimension less its mean over the batch, and then divided by its length.
 
-    `eps` is added to the (biased) variance, which is the squared length over N, as BatchNorm1d does;
-    the paper's formula has none.
+    `eps`, which the paper's formula has not, is added to the (biased) variance as BatchNorm1d does; the
+    variance is the squared length divided by N.
     """
     centred = z - z.mean(0)
     return centred / (centred.square().sum(0) + len(z) * eps).sqrt()
