@@ -57,9 +57,11 @@ def batch_sizes(local_size: int, group: ProcessGroup | None = None) -> tuple[int
     The numbers travel between hosts (over gloo where the group itself moves device memory only), so
     that the accelerator is never waited for.
     """
-    if world_size(group) == 1:
+    if is_distributed():
+        group = group or dist.group.WORLD
+    if group is None or world_size(group) == 1:
         return (local_size,)
-    host_group = _host_group(group or dist.group.WORLD)
+    host_group = _host_group(group)
     sizes = torch.empty(world_size(group), dtype=torch.int64)
     dist.all_gather_into_tensor(sizes, torch.tensor([local_size]), group=host_group)
     return tuple(sizes.tolist())

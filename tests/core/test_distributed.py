@@ -83,6 +83,15 @@ def _refusal_of_a_batch_of_one(rank):
     return str(refusal.value)
 
 
+def _is_freed_once_destroyed(rank):
+    group = torch.distributed.new_group()
+    distributed.batch_sizes(1, group)
+    alive = weakref.ref(group)
+    torch.distributed.destroy_process_group(group)
+    del group
+    return alive() is None
+
+
 def _everything(rank):
     """Processes are slow to start: one start for all that is asked of them."""
     results = {
@@ -93,6 +102,7 @@ def _everything(rank):
     }
     results["building blocks"] = _building_blocks(rank)
     results["refusal"] = _refusal_of_a_batch_of_one(rank)
+    results["freed"] = _is_freed_once_destroyed(rank)
     return results
 
 
@@ -163,17 +173,8 @@ def test_one_process_without_a_group_communicates_nothing():
     assert distributed.all_gather_rows(x, (3,)) is x
 
 
-def _is_freed_once_destroyed(rank):
-    group = torch.distributed.new_group()
-    distributed.batch_sizes(1, group)
-    alive = weakref.ref(group)
-    torch.distributed.destroy_process_group(group)
-    del group
-    return alive() is None
-
-
-def test_no_group_outlives_its_destruction():
-    assert run_gloo(_is_freed_once_destroyed, 1) == [True]
+def test_no_group_outlives_its_destruction(processes):
+    assert all(result["freed"] for result in processes)
 
 
 def test_scale_gradient_keeps_the_value():

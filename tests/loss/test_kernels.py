@@ -19,7 +19,7 @@ from vissl_barlow.loss.barlow_twins import normalized_along_batch
 
 FORMS = ("gram", "correlation")
 # Two orders of summation of the same float64 numbers. Where the views are nearly identical the
-# definition loses digits in float64 too: a ten-thousandth of the length, squared, is left of them.
+# definition loses digits in float64 too: it takes 1 - C_ii, about 1e-8, from two numbers near 1.
 RTOL = {regime: 1e-10 for regime in REGIMES} | {nearly_identical: 1e-7}
 # What float32 is held to against float64.
 FLOAT32_RTOL = 1e-5

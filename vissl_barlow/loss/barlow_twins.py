@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from vissl_barlow.distributed import all_reduce_sum
 from vissl_barlow.loss.form import FORMS, resolve_form
-from vissl_barlow.loss.kernels import CorrelationTerms, GramTerms, Normalize
+from vissl_barlow.loss.kernels import CorrelationTerms, GramTerms, Normalize, TermsOptions
 from vissl_barlow.loss.terms import (
     LossTerms,
     check_reference_world_size,
@@ -103,8 +103,8 @@ def barlow_twins_loss(
     sizes = checked_batch_sizes(z_a, z_b, eps, group)
     form = resolve_form(form, sum(sizes), z_a.shape[1], len(sizes))
     terms = GramTerms if form == "gram" else CorrelationTerms
-    gradient_scale = len(sizes) / reference_world_size
-    invariance, redundancy = terms.apply(z_a, z_b, eps, sizes, group, gradient_scale)
+    options = TermsOptions(eps, sizes, group, gradient_scale=len(sizes) / reference_world_size)
+    invariance, redundancy = terms.apply(z_a, z_b, options)
     loss = torch.add(invariance, redundancy, alpha=lambda_)
     return LossTerms(loss, invariance, redundancy)
 

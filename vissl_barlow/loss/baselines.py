@@ -35,13 +35,13 @@ def hsic_loss(
     """
     with GlobalBatch(z_a, z_b, group, reference_world_size, eps) as batch:
         a, b = batch.normalized()
+        diagonal = batch.diagonal(a, b)
         # sum_ij C_ij is the correlation of the rows' sums: no D x D matrix either.
-        sum_of_all = batch.sum((a.sum(1) * b.sum(1)).sum()) / batch.n
-        off_diagonal_sum = sum_of_all - batch.diagonal(a, b).sum()
+        off_diagonal_sum = batch.sum((a.sum(1) * b.sum(1)).sum()) / batch.n - diagonal.sum()
         # (1 + C_ij)^2 multiplied out, summed over i != j.
         ones = batch.dim * (batch.dim - 1)
         redundancy = ones + 2 * off_diagonal_sum + batch.redundancy(a, b, form)
-        return batch.terms(batch.invariance(a, b), redundancy, lambda_)
+        return batch.terms((1 - diagonal).square().sum(), redundancy, lambda_)
 
 
 @objective

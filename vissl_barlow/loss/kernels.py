@@ -56,9 +56,9 @@ from vissl_barlow.cpu_cache import CACHED_ELEMENTS, rows_in_cache
 from vissl_barlow.distributed import all_gather_rows, all_reduce_sum_, rank
 from vissl_barlow.loss.form import gram_block_rows
 
-# One row in so many gives a number near the mean to begin with.
+# One row in so many is summed for a number near the mean, which is then subtracted from all rows.
 _ROWS_PER_SAMPLE = 8
-# Columns of a matrix product at a time where its factor is made for it: enough for full speed.
+# Columns of a matrix product that are computed at a time: enough for full speed.
 _PRODUCT_COLUMNS = 2048
 
 
@@ -91,6 +91,17 @@ class Normalize(torch.autograd.Function):
         return grad.to(ctx.dtype), None, None, None
 
 
+class TermsOptions(NamedTuple):
+    """What the two nodes below need besides the embeddings."""
+
+    eps: float
+    sizes: Sequence[int]
+    """N_p of every process."""
+    group: ProcessGroup | None
+    gradient_scale: float
+    """W / reference_world_size, by which the gradient is multiplied."""
+
+
 class GramTerms(torch.autograd.Function):
     """(invariance, redundancy) by the Gram matrices A A^T and B B^T (N x N); C is never formed.
 
@@ -102,27 +113,18 @@ class GramTerms(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx,
-        z_a: Tensor,
-        z_b: Tensor,
-        eps: float,
-        sizes: Sequence[int],
-        group: ProcessGroup | None,
-        gradient_scale: float,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx, z_a: Tensor, z_b: Tensor, options: TermsOptions) -> tuple[Tensor, Tensor]:
         with torch.autocast(z_a.device.type, enabled=False):
-            views, factor, diagonal, one_minus_diagonal = _normalize_views(
-                z_a, z_b, eps, sizes, group
-            )
+            views, factor, diagonal, one_minus_diagonal = _normalize_views(z_a, z_b, options)
             invariance = torch.dot(one_minus_diagonal, one_minus_diagonal)
-            all_rows, own = _gather_views(views, sizes, group)
-            grams = _gram_matrices(all_rows, own)
-            total = all_reduce_sum_(_sum_of_products(*grams.unbind()), group)
-            redundancy = (total - torch.dot(diagonal, diagonal)).to(all_rows.dtype)
-        ctx.save_for_backward(all_rows, factor, diagonal, one_minus_diagonal, grams)
-        ctx.own, ctx.group = own, group
-        ctx.gradient_scale, ctx.dtypes = gradient_scale, (z_a.dtype, z_b.dtype)
+            # From here on of all processes; the name is used again so that its own rows are freed.
+            views, own = _gather_views(views, options.sizes, options.group)
+            grams = _gram_matrices(views, own)
+            total = all_reduce_sum_(_sum_of_products(*grams.unbind()), options.group)
+            redundancy = (total - torch.dot(diagonal, diagonal)).to(views.dtype)
+        ctx.save_for_backward(views, factor, diagonal, one_minus_diagonal, grams)
+        ctx.own, ctx.group = own, options.group
+        ctx.gradient_scale, ctx.dtypes = options.gradient_scale, (z_a.dtype, z_b.dtype)
         return invariance, redundancy
 
     @staticmethod
@@ -154,7 +156,7 @@ class GramTerms(torch.autograd.Function):
                 grad_a.addcmul_(b, pull_a, value=-1)
                 grad_b.addcmul_(a, pull_b, value=-1)
         grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad.unbind(), ctx.dtypes))
-        return grad_a, grad_b, None, None, None, None
+        return grad_a, grad_b, None
 
 
 class CorrelationTerms(torch.autograd.Function):
@@ -169,27 +171,17 @@ class CorrelationTerms(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx,
-        z_a: Tensor,
-        z_b: Tensor,
-        eps: float,
-        sizes: Sequence[int],
-        group: ProcessGroup | None,
-        gradient_scale: float,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx, z_a: Tensor, z_b: Tensor, options: TermsOptions) -> tuple[Tensor, Tensor]:
         with torch.autocast(z_a.device.type, enabled=False):
-            views, factor, diagonal, one_minus_diagonal = _normalize_views(
-                z_a, z_b, eps, sizes, group
-            )
+            views, factor, diagonal, one_minus_diagonal = _normalize_views(z_a, z_b, options)
             invariance = torch.dot(one_minus_diagonal, one_minus_diagonal)
             a, b = views.unbind()
-            off_diagonal = all_reduce_sum_(a.T @ b, group)
+            off_diagonal = all_reduce_sum_(a.T @ b, options.group)
             off_diagonal.diagonal().zero_()
             projection = _sums_of_squares(off_diagonal)
             redundancy = projection[0].sum()
         ctx.save_for_backward(views, factor, diagonal, one_minus_diagonal, off_diagonal, projection)
-        ctx.gradient_scale, ctx.dtypes = gradient_scale, (z_a.dtype, z_b.dtype)
+        ctx.gradient_scale, ctx.dtypes = options.gradient_scale, (z_a.dtype, z_b.dtype)
         return invariance, redundancy
 
     @staticmethod
@@ -213,7 +205,7 @@ class CorrelationTerms(torch.autograd.Function):
             _weighted_product_into(grad_b, a, off_diagonal, weight_b, pull_b)
             grad_b.addcmul_(b, correction_b)
         grad_a, grad_b = (g.to(dtype) for g, dtype in zip((grad_a, grad_b), ctx.dtypes))
-        return grad_a, grad_b, None, None, None, None
+        return grad_a, grad_b, None
 
 
 def compute_dtype(*views: Tensor) -> torch.dtype:
@@ -234,12 +226,10 @@ class _NormalizedViews(NamedTuple):
     """(D,): 1 - C_ii."""
 
 
-def _normalize_views(
-    z_a: Tensor, z_b: Tensor, eps: float, sizes: Sequence[int], group: ProcessGroup | None
-) -> _NormalizedViews:
-    n = sum(sizes)
+def _normalize_views(z_a: Tensor, z_b: Tensor, options: TermsOptions) -> _NormalizedViews:
+    n, eps = sum(options.sizes), options.eps
     views = z_a.new_empty((2, *z_a.shape), dtype=compute_dtype(z_a, z_b))
-    shift, deviation = _centre_into(views, (z_a, z_b), sizes, group)
+    shift, deviation = _centre_into(views, (z_a, z_b), options.sizes, options.group)
     factor_square = (deviation + n * eps).reciprocal_()
     factor = factor_square.sqrt()
     shift.mul_(factor)
@@ -253,7 +243,7 @@ def _normalize_views(
             # One pass over memory, which (a - b).square() would make two.
             yield mse_loss(a, b, reduction="none").sum(0)
 
-    half_squared_distance = all_reduce_sum_(_sum(squared_distances()), group).div_(2)
+    half_squared_distance = all_reduce_sum_(_sum(squared_distances()), options.group).div_(2)
     squared_length = deviation.mul_(factor_square)
     diagonal = squared_length.mean((0, 1)).sub_(half_squared_distance)
     one_minus_diagonal = half_squared_distance.add_(factor_square.mean((0, 1)), alpha=n * eps)
@@ -270,8 +260,9 @@ def _centre_into(
         squared deviations from the mean.
     """
     n = sum(sizes)
-    # However far z is from 0, and whatever the order of its rows, the mean of one in eight is within
-    # sqrt(8) standard deviations of the true one: the difference below keeps all digits but one.
+    # However far z is from 0, and whatever the order of its rows, the mean of one row in eight is
+    # within sqrt(8) standard deviations of the true one. What is left of z after subtracting it is
+    # small enough that the difference of squares below loses one digit at most.
     sums = torch.stack([z[::_ROWS_PER_SAMPLE].sum(0, keepdim=True, dtype=x.dtype) for z in views])
     sampled = sum(-(-size // _ROWS_PER_SAMPLE) for size in sizes)
     near_mean = all_reduce_sum_(sums, group).div_(sampled).unbind()
@@ -351,8 +342,8 @@ def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
 
 def _row_blocks(x: Tensor, *others: Tensor) -> Sequence[tuple[Tensor, ...]]:
     """The same rows (dimension -2) of all matrices at a time, as many as the CPU's cache holds."""
-    # Kernel launches cost more than a device's memory does, and its cache is larger: one block. On
-    # the CPU, too, two cost more than they save.
+    # One block on a device, whose cache is larger, and where launching kernels costs more than memory
+    # traffic; one, too, where the CPU would need two, which cost more than they save.
     if x.device.type != "cpu" or x.numel() <= 2 * CACHED_ELEMENTS:
         return [(x, *others)]
     rows = rows_in_cache(x, -2)
