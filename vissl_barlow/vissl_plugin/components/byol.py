@@ -9,13 +9,8 @@ from torch import nn
 from vissl.models import register_model
 from vissl.models.heads import register_model_head
 
-from vissl_barlow.byol import (
-    build_normalised_projector,
-    byol_loss,
-    simsiam_loss,
-    update_target,
-)
-from vissl_barlow.loss import LossTerms
+from vissl_barlow.byol import build_normalized_projector, update_target
+from vissl_barlow.loss import LossTerms, byol_loss, simsiam_loss
 from vissl_barlow.vissl_plugin.components.loss import TermsLoss
 from vissl_barlow.vissl_plugin.components.twins_model import BarlowPredictingTwins, is_pair_of_views
 
@@ -28,7 +23,7 @@ class BarlowNormalisedProjector(nn.Module):
 
     def __init__(self, model_config, in_dim: int, dims: list[int]) -> None:
         super().__init__()
-        self.projector = build_normalised_projector(in_dim, dims)
+        self.projector = build_normalized_projector(in_dim, dims)
 
     def forward(self, representations: torch.Tensor) -> torch.Tensor:
         """(N, in_dim) to (N, dims[-1])."""
@@ -100,7 +95,7 @@ class PredictionsLoss(TermsLoss):
 
 @register_loss("barlow_byol_loss")
 class BarlowBYOLLoss(PredictionsLoss):
-    """Config (`config.LOSS.barlow_byol_loss`): the keys of `vissl_barlow.byol.byol_loss`."""
+    """Config (`config.LOSS.barlow_byol_loss`): the keys of `vissl_barlow.loss.byol_loss`."""
 
     @classmethod
     def function(cls, config: dict) -> Callable[..., LossTerms]:
@@ -109,7 +104,7 @@ class BarlowBYOLLoss(PredictionsLoss):
 
 @register_loss("barlow_simsiam_loss")
 class BarlowSimSiamLoss(PredictionsLoss):
-    """Config (`config.LOSS.barlow_simsiam_loss`): the keys of `vissl_barlow.byol.simsiam_loss`."""
+    """Config (`config.LOSS.barlow_simsiam_loss`): the keys of `vissl_barlow.loss.simsiam_loss`."""
 
     @classmethod
     def function(cls, config: dict) -> Callable[..., LossTerms]:

@@ -1,11 +1,10 @@
-"""`barlow_objective`: the objectives of `vissl_barlow.objectives` as one VISSL loss."""
+"""`barlow_objective`: the objectives of `vissl_barlow.loss` as one VISSL loss."""
 
 from collections.abc import Callable
 
 from classy_vision.losses import register_loss
 
-from vissl_barlow.loss import LossTerms
-from vissl_barlow.objectives import OBJECTIVES
+from vissl_barlow.loss import OBJECTIVES, LossTerms
 from vissl_barlow.vissl_plugin.components.loss import EmbeddingsLoss
 
 

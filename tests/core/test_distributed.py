@@ -1,5 +1,7 @@
 """The sums over processes and the loss under real DistributedDataParallel, over gloo."""
 
+import weakref
+
 import pytest
 import torch
 from gloo import run_gloo
@@ -7,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vissl_barlow import distributed
-from vissl_barlow.loss import barlow_twins_loss, cross_correlation, normalise
+from vissl_barlow.loss import barlow_twins_loss, cross_correlation, normalize
 
 # Rows per process: unequal, so that a mean of the processes' means is not the mean.
 SPLITS = {1: [12], 2: [5, 7], 4: [4, 1, 5, 2]}
@@ -67,7 +69,7 @@ def _building_blocks(rank):
     sizes = distributed.batch_sizes(SPLITS[world_size][rank])
     rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     z_a, z_b = (view[rows].requires_grad_() for view in _images(torch.float64))
-    (normalise(z_a).pow(4) * torch.arange(1, IN_DIM + 1)).sum().backward()
+    (normalize(z_a).pow(4) * torch.arange(1, IN_DIM + 1)).sum().backward()
     c = cross_correlation(z_a.detach(), z_b)
     c.pow(3).sum().backward()
     gathered = distributed.all_gather_rows(z_a.detach(), sizes)
@@ -81,6 +83,15 @@ def _refusal_of_a_batch_of_one(rank):
     return str(refusal.value)
 
 
+def _is_freed_once_destroyed(rank):
+    group = torch.distributed.new_group()
+    distributed.batch_sizes(1, group)
+    alive = weakref.ref(group)
+    torch.distributed.destroy_process_group(group)
+    del group
+    return alive() is None
+
+
 def _everything(rank):
     """Processes are slow to start: one start for all that is asked of them."""
     results = {
@@ -91,6 +102,7 @@ def _everything(rank):
     }
     results["building blocks"] = _building_blocks(rank)
     results["refusal"] = _refusal_of_a_batch_of_one(rank)
+    results["freed"] = _is_freed_once_destroyed(rank)
     return results
 
 
@@ -159,6 +171,10 @@ def test_one_process_without_a_group_communicates_nothing():
     assert distributed.batch_sizes(3) == (3,)
     assert distributed.all_reduce_sum(x) is x
     assert distributed.all_gather_rows(x, (3,)) is x
+
+
+def test_no_group_outlives_its_destruction(processes):
+    assert all(result["freed"] for result in processes)
 
 
 def test_scale_gradient_keeps_the_value():

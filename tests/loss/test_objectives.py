@@ -7,7 +7,7 @@ import torch
 from gloo import run_gloo
 from torch.nn import functional as F
 
-from vissl_barlow.objectives import OBJECTIVES
+from vissl_barlow.loss import OBJECTIVES
 
 # Float64 against float64: what is left is the order of the sums.
 EXACT = 1e-9
@@ -29,7 +29,7 @@ def _covariance(a, b, divisor):
     return sum(torch.outer(x, y) for x, y in zip(a - a.mean(0), b - b.mean(0))) / divisor
 
 
-def _normalised(z, eps=1e-5):
+def _normalized(z, eps=1e-5):
     return (z - z.mean(0)) / (z.var(0, unbiased=False) + eps).sqrt()
 
 
@@ -43,33 +43,34 @@ def _equation_1(c, lambda_):
     return ((1 - on) ** 2).sum() + lambda_ * (off**2).sum()
 
 
-def _correlation(a, b):
-    return _covariance(_normalised(a), _normalised(b), len(a))
+def _correlation(a, b, eps=1e-5):
+    return _covariance(_normalized(a, eps), _normalized(b, eps), len(a))
 
 
-def _weighted(a, b, invariance_weight, lambda_):
-    on, off = _split(_correlation(a, b))
+def _weighted(a, b, invariance_weight, lambda_, eps=1e-5):
+    on, off = _split(_correlation(a, b, eps))
     return invariance_weight * ((1 - on) ** 2).sum() + lambda_ * (off**2).sum()
 
 
-def _feature_normalised(a, b, radius):
-    on_sphere = [radius * z / z.norm(dim=1, keepdim=True) for z in map(_normalised, (a, b))]
+def _feature_normalised(a, b, radius, eps=1e-5):
+    rows = [_normalized(z, eps) for z in (a, b)]
+    on_sphere = [radius * z / z.norm(dim=1, keepdim=True) for z in rows]
     return _equation_1(_covariance(*on_sphere, len(a)), 0.02)
 
 
-def _auto_correlation(a, b):
-    on, _ = _split(_correlation(a, b))
-    power = [(_split(_correlation(z, z))[1] ** 2).sum() for z in (a, b)]
-    return ((1 - on) ** 2).sum() + 0.02 * (power[0] + power[1]) / 2
+def _auto_correlation(a, b, eps=1e-5):
+    on, _ = _split(_correlation(a, b, eps))
+    redundancy = [(_split(_correlation(z, z, eps))[1] ** 2).sum() for z in (a, b)]
+    return ((1 - on) ** 2).sum() + 0.02 * sum(redundancy) / 2
 
 
-def _hsic(a, b):
-    on, off = _split(_correlation(a, b))
+def _hsic(a, b, eps=1e-5):
+    on, off = _split(_correlation(a, b, eps))
     return ((1 - on) ** 2).sum() + ((1 + off) ** 2).sum() / D
 
 
-def _cross_entropy(a, b):
-    on, off = _split(_correlation(a, b))
+def _cross_entropy(a, b, eps=1e-5):
+    on, off = _split(_correlation(a, b, eps))
     return -(on / 0.2).exp().sum().log() + 0.7 * (off.relu() / 0.2).exp().sum().log()
 
 
@@ -87,12 +88,13 @@ def _cosine(a, b):
     return -sum(row[i] for i, row in enumerate(_cosines(a, b)))
 
 
-def _w_mse(a, b, size):
+def _w_mse(a, b, size, eps=0.0):
     total = 0
     for x, y in zip(a.split(size), b.split(size)):
         white = []
         for z in (x, y):
-            inverse = torch.linalg.inv(torch.linalg.cholesky(_covariance(z, z, size - 1)))
+            blended = (1 - eps) * _covariance(z, z, size - 1) + eps * torch.eye(D, dtype=z.dtype)
+            inverse = torch.linalg.inv(torch.linalg.cholesky(blended))
             white.append((z - z.mean(0)) @ inverse.T)
         total += sum(2 - 2 * F.cosine_similarity(p, q, dim=0) for p, q in zip(*white))
     return total / len(a)
@@ -105,14 +107,18 @@ def _imax(a, b):
     return logdet(a - b) - logdet(a + b)
 
 
-def _vicreg(a, b):
+def _vicreg(a, b, variance_weight=25, covariance_weight=1, gamma=1, eps=1e-4):
     loss = 25 * ((a - b) ** 2).mean()
     for z in (a, b):
-        loss = loss + 25 * (1 - (z.var(0) + 1e-4).sqrt()).clamp(min=0).mean()
-        loss = loss + (_split(_covariance(z, z, len(z) - 1))[1] ** 2).sum() / D
+        hinge = (gamma - (z.var(0) + eps).sqrt()).clamp(min=0)
+        covariances = _split(_covariance(z, z, len(z) - 1))[1]
+        loss = loss + variance_weight * hinge.mean()
+        loss = loss + covariance_weight * (covariances**2).sum() / D
     return loss
 
 
+EPS = 0.3
+VICREG = {"variance_weight": 3, "covariance_weight": 5, "gamma": 2, "eps": EPS}
 BOTH_FORMS = ("correlation", "gram")
 CASES = {
     "only invariance": (
@@ -154,6 +160,44 @@ CASES = {
     "W-MSE, sub-batches": ("w_mse", {"sub_batch_size": 12}, lambda a, b: _w_mse(a, b, 12), ()),
     "IMAX": ("imax", {"eps": 0.01}, _imax, BOTH_FORMS),
     "VICReg": ("vicreg", {}, _vicreg, BOTH_FORMS),
+    "VICReg, other weights": ("vicreg", VICREG, lambda a, b: _vicreg(a, b, **VICREG), BOTH_FORMS),
+    # An eps that is no rounding: the default's would hide that it is not used.
+    "only redundancy, eps": (
+        "weighted_terms",
+        {"invariance_weight": 0.0, "lambda_": 0.02, "eps": EPS},
+        lambda a, b: _weighted(a, b, 0, 0.02, EPS),
+        BOTH_FORMS,
+    ),
+    "feature normalisation, eps": (
+        "feature_normalised",
+        {"lambda_": 0.02, "eps": EPS},
+        lambda a, b: _feature_normalised(a, b, 1.0, EPS),
+        BOTH_FORMS,
+    ),
+    "auto-correlation, eps": (
+        "auto_correlation",
+        {"lambda_": 0.02, "eps": EPS},
+        lambda a, b: _auto_correlation(a, b, EPS),
+        BOTH_FORMS,
+    ),
+    "HSIC, eps": (
+        "hsic",
+        {"lambda_": 1 / D, "eps": EPS},
+        lambda a, b: _hsic(a, b, EPS),
+        BOTH_FORMS,
+    ),
+    "cross-entropy, eps": (
+        "cross_entropy",
+        {"temperature": 0.2, "lambda_": 0.7, "eps": EPS},
+        lambda a, b: _cross_entropy(a, b, EPS),
+        (),
+    ),
+    "W-MSE, fewer rows than dimensions": (
+        "w_mse",
+        {"sub_batch_size": 6, "eps": EPS},
+        lambda a, b: _w_mse(a, b, 6, EPS),
+        (),
+    ),
 }
 EACH_FORM = [
     pytest.param(case, {"form": form} if form else {}, id=f"{case}{form and ', ' + form}")

@@ -1,4 +1,3 @@
-import logging
 import math
 
 import hypothesis.extra.numpy as arrays
@@ -6,68 +5,17 @@ import hypothesis.strategies as some
 import numpy as np
 import pytest
 import torch
+from embeddings import EPS, LAMBDA, REGIMES, SHAPES, correlated, reference
 from hypothesis import given, settings
 
-from vissl_barlow import loss as loss_module
-from vissl_barlow.loss import barlow_twins_loss, choose_form, cross_correlation, normalise
+from vissl_barlow import cpu_cache
+from vissl_barlow.loss import barlow_twins_loss, cross_correlation, kernels, normalize
 
-EPS = 1e-5
-LAMBDA = 5e-3
 # What float32 is held to against float64; the rounding met is about ten times smaller.
 FLOAT32_RTOL = 1e-5
 # Two orders of summation of the same float64 numbers.
 FLOAT64_RTOL = 1e-10
 FORMS = ("gram", "correlation")
-SHAPES = [(6, 3), (16, 300), (140, 600), (300, 64)]
-
-
-def reference(z_a, z_b, lambda_=LAMBDA, eps=EPS):
-    """Equations 1 and 2 in float64: C, (loss, invariance, redundancy), gradients of the loss."""
-    views = [z.detach().double().requires_grad_() for z in (z_a, z_b)]
-    a, b = ((z - z.mean(0)) / torch.sqrt(z.var(0, unbiased=False) + eps) for z in views)
-    c = a.T @ b / len(a)
-    invariance = ((1 - torch.diagonal(c)) ** 2).sum()
-    redundancy = (c[~torch.eye(len(c), dtype=torch.bool)] ** 2).sum()
-    loss = invariance + lambda_ * redundancy
-    return c.detach(), (loss, invariance, redundancy), torch.autograd.grad(loss, views)
-
-
-def correlated(n, d):
-    """Few factors behind all dimensions: C has large elements off its diagonal."""
-    factors, mixing = torch.randn(n, 4), torch.randn(4, d)
-    return [factors @ mixing + 0.3 * torch.randn(n, d) for _ in range(2)]
-
-
-def nearly_collapsed(n, d):
-    """One point, and a deviation that float32 resolves to four digits."""
-    point = 3 * torch.randn(d)
-    return [point + 1e-4 * torch.randn(n, d) for _ in range(2)]
-
-
-def nearly_identical(n, d):
-    z = torch.randn(n, d)
-    return [z, z + 1e-4 * torch.randn(n, d)]
-
-
-def far_from_the_origin(n, d):
-    return [z + 1000 for z in correlated(n, d)]
-
-
-def one_row_in_eight_apart(n, d):
-    """Whichever few rows a first guess of the mean is taken from, it may be far off."""
-    views = [z + 1000 for z in correlated(n, d)]
-    for z in views:
-        z[::8] += 30
-    return views
-
-
-REGIMES = (
-    correlated,
-    nearly_collapsed,
-    nearly_identical,
-    far_from_the_origin,
-    one_row_in_eight_apart,
-)
 
 
 def step(z_a, z_b, **options):
@@ -107,7 +55,8 @@ def test_float64_equals_the_equations_and_stays_float64(lambda_, eps, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_row_blocks_do_not_show(monkeypatch, form):
     # 300 rows: not a multiple of the Gram matrices' blocks nor of these.
-    monkeypatch.setattr(loss_module, "_CACHED_ELEMENTS", 7 * 2 * 40)
+    for module in (cpu_cache, kernels):
+        monkeypatch.setattr(module, "CACHED_ELEMENTS", 7 * 2 * 40)
     torch.manual_seed(0)
     z_a, z_b = correlated(300, 40)
     assert_equals(*step(z_a, z_b, form=form), z_a, z_b, FLOAT32_RTOL)
@@ -162,7 +111,7 @@ def test_half_precision_under_autocast_is_computed_in_float32(dtype, form):
         # Scaled as a GradScaler would: the gradients are beyond float16's resolution.
         (terms.loss * 2.0**16).backward()
         c = cross_correlation(z_a, z_b)
-        assert normalise(z_a).dtype == torch.float32
+        assert normalize(z_a).dtype == torch.float32
     expected_c, expected, expected_grads = reference(z_a, z_b)
     for got, want in zip(terms, expected):
         assert got.dtype == torch.float32
@@ -196,10 +145,10 @@ def test_cross_correlation_is_equation_2_and_differentiable():
 
 
 @pytest.mark.parametrize("regime", REGIMES, ids=lambda f: f.__name__)
-def test_normalise_gives_mean_0_and_variance_1(regime):
+def test_normalize_gives_mean_0_and_variance_1(regime):
     torch.manual_seed(0)
     z, _ = regime(200, 30)
-    got = normalise(z).double()
+    got = normalize(z).double()
     z = z.double()
     want = (z - z.mean(0)) / torch.sqrt(z.var(0, unbiased=False) + EPS)
     assert (got - want).norm() < FLOAT32_RTOL * want.norm()
@@ -249,25 +198,6 @@ def test_identical_uncorrelated_views_have_no_loss():
         terms = barlow_twins_loss(z, z, form=form)
         assert terms.invariance.item() == pytest.approx(3 * (EPS / (1 + EPS)) ** 2, rel=1e-5)
         assert terms.redundancy.item() == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "n, d, world_size, form",
-    [
-        (256, 8192, 1, "gram"),
-        (2048, 8192, 1, "gram"),
-        (64, 65536, 1, "gram"),
-        (2048, 8192, 32, "gram"),
-        (4096, 1024, 1, "correlation"),
-        (4096, 256, 8, "correlation"),
-    ],
-)
-def test_auto_takes_the_cheaper_form_and_says_so_once(caplog, n, d, world_size, form):
-    choose_form.cache_clear()
-    with caplog.at_level(logging.INFO, logger="vissl_barlow.loss"):
-        assert [choose_form(n, d, world_size) for _ in range(3)] == [form] * 3
-    (record,) = caplog.records
-    assert f"{form} form for N={n}, D={d} on {world_size} process" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -1,120 +1,15 @@
-"""BYOL and SimSiam: their parts against references written here, and their models under VISSL."""
+"""BYOL's and SimSiam's models, heads and hook under VISSL."""
 
 import copy
 import math
 import os
 from types import SimpleNamespace
 
-import pytest
 import torch
-from gloo import run_gloo
-from torch import nn
-from torch.nn import functional as F
 from vissl_runs import resolve, run_engines, succeeded
 
-from vissl_barlow.byol import (
-    build_normalised_projector,
-    byol_loss,
-    simsiam_loss,
-    target_momentum,
-    update_target,
-)
-
-# Float64 against float64: what is left is the order of the sums.
-EXACT = 1e-12
 # Float32 networks, the same operations in the same order.
 SINGLE = 1e-6
-N, D = 10, 5
-
-
-def _outputs():
-    g = torch.Generator().manual_seed(0)
-    return [torch.randn(N, D, generator=g, dtype=torch.float64) for _ in range(4)]
-
-
-def _byol_reference(p_a, p_b, target_a, target_b):
-    """Equation 2 of Grill et al.: squared distance of unit vectors, both directions, mean over rows."""
-    total = 0
-    for p, target in ((p_a, target_b), (p_b, target_a)):
-        for x, y in zip(p, target):
-            total = total + ((x / x.norm() - y / y.norm()) ** 2).sum() / len(p)
-    return total
-
-
-def _simsiam_reference(p_a, p_b, target_a, target_b):
-    """Algorithm 1 of Chen & He: D(p1, z2) / 2 + D(p2, z1) / 2, D the negative cosine."""
-    forth, back = F.cosine_similarity(p_a, target_b), F.cosine_similarity(p_b, target_a)
-    return -forth.mean() / 2 - back.mean() / 2
-
-
-LOSSES = [(byol_loss, _byol_reference), (simsiam_loss, _simsiam_reference)]
-
-
-@pytest.mark.parametrize(("loss", "reference"), LOSSES)
-def test_loss_is_the_reference_and_stops_at_the_targets(loss, reference):
-    ours, theirs = ([x.clone().requires_grad_() for x in _outputs()] for _ in range(2))
-    value, expected = loss(*ours).loss, reference(*theirs)
-    torch.testing.assert_close(value, expected, rtol=EXACT, atol=EXACT)
-    value.backward()
-    gradients = torch.autograd.grad(expected, theirs[:2])
-    for x, gradient in zip(ours, gradients):
-        torch.testing.assert_close(x.grad, gradient, rtol=EXACT, atol=EXACT)
-    assert ours[2].grad is None and ours[3].grad is None
-
-
-def _on_own_rows(rank, shares):
-    results = []
-    for loss, _ in LOSSES:
-        outputs = [x.split(shares)[rank].clone().requires_grad_() for x in _outputs()]
-        value = loss(*outputs, reference_world_size=4).loss
-        results.append((value.detach(), *torch.autograd.grad(value, outputs[:2])))
-    return results
-
-
-def test_two_processes_of_unequal_shares_compute_the_loss_of_one():
-    on_each = run_gloo(_on_own_rows, 2, [7, 3])
-    for index, (_, reference) in enumerate(LOSSES):
-        outputs = [x.requires_grad_() for x in _outputs()]
-        value = reference(*outputs)
-        gradients = torch.autograd.grad(value, outputs[:2])
-        for process in on_each:
-            torch.testing.assert_close(process[index][0], value.detach(), rtol=EXACT, atol=EXACT)
-        for view, gradient in enumerate(gradients, start=1):
-            ours = torch.cat([process[index][view] for process in on_each]) / 2  # DDP's average
-            torch.testing.assert_close(ours, gradient / 4, rtol=EXACT, atol=EXACT)
-
-
-@pytest.mark.parametrize(
-    ("progress", "expected"), [(0.0, 0.996), (0.25, 0.996585786437627), (0.5, 0.998), (1.0, 1.0)]
-)
-def test_target_momentum_rises_along_a_cosine(progress, expected):
-    assert target_momentum(progress, base=0.996) == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize(("progress", "base"), [(-0.1, 0.9), (1.1, 0.9), (0.5, 1.1), (0.5, -0.1)])
-def test_target_momentum_refuses_what_is_out_of_range(progress, base):
-    with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
-        target_momentum(progress, base=base)
-
-
-def test_the_target_averages_parameters_and_keeps_its_own_batch_statistics():
-    online, target = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)) for _ in range(2))
-    online(torch.randn(8, 3))
-    before = copy.deepcopy(target.state_dict())
-    update_target(target, online, 0.9)
-    for name, tensor in target.named_parameters():
-        expected = 0.9 * before[name] + 0.1 * online.state_dict()[name]
-        torch.testing.assert_close(tensor.detach(), expected, rtol=SINGLE, atol=SINGLE)
-    for name, tensor in target.named_buffers():
-        assert torch.equal(tensor, before[name])
-
-
-def test_the_normalised_projector_ends_in_unit_variance():
-    output = build_normalised_projector(6, [8, 4])(torch.randn(64, 6) * 5 + 3)
-    torch.testing.assert_close(output.mean(0), torch.zeros(4), rtol=0, atol=1e-5)
-    torch.testing.assert_close(output.var(0, unbiased=False), torch.ones(4), rtol=0, atol=1e-2)
-
-
 SMALL = (
     "config/pretrain/vissl_barlow=digits_quickstart",
     "config.DATA.TRAIN.TRANSFORMS.0.size=16",
