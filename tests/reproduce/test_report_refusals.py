@@ -110,3 +110,13 @@ def test_a_folder_without_runs_is_an_error(tmp_path, make, message, capsys):
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_settings_that_changed_are_named_in_the_order_of_time(tmp_path, main_run, capsys):
+    folder = linear(tmp_path / "runs" / "evaluated", main_run, 70.0)
+    first, *_ = json.loads((folder / "barlow_run.json").read_text())
+    later = ["config.Z=1", "config.M=1", "config.A=1", "config.Q=1"]
+    write(folder, first, *(start(vissl_command(LINEAR, override)) for override in later))
+    report(tmp_path, status=1)
+    told = "; then ".join(f"{override}, global batch=256" for override in later)
+    assert f"different settings: global batch=256; then {told}\n" in capsys.readouterr().err

@@ -200,3 +200,38 @@ def test_its_own_folder_may_lie_among_the_runs(tmp_path, main_run):
     first = (tmp_path / "runs" / "report" / "report.html").read_text()
     assert main(arguments) == 0
     assert (tmp_path / "runs" / "report" / "report.html").read_text() == first
+
+
+def test_figure_1_keeps_the_digits_apart(tmp_path, main_run):
+    probed(experiment(tmp_path / "runs", "table5", "Baseline", "digits"), 0.97)
+    out = report(tmp_path)
+    assert {r["label"] for r in rows(out, "figure1")} == {"resnet50_in1k_1000ep"}
+    digits = rows(out / "digits", "figure1")
+    assert {r["label"] for r in digits} == {"digits_quickstart"}
+    assert (
+        row(out / "digits", "figure1", "digits_quickstart", "probe, accuracy in %")["ours"]
+        == "97.0"
+    )
+
+
+def test_of_a_grid_the_best_is_shown_and_the_others_nowhere(tmp_path):
+    for rate, top_1 in (("0.2", 66.0), ("0.45", 69.0), ("0.7", 67.0)):
+        tried = experiment(tmp_path / "runs", "figure2", "512", "imagenet", tried=rate, batch=16)
+        linear(tried / "linear", tried, top_1)
+    found = measured(report(tmp_path))
+    assert {key: value for key, value in found.items() if key[2] == "top-1"} == {
+        ("figure2", "batch size 512 (lr 0.45)", "top-1"): 69.0
+    }
+
+
+def test_brackets_are_no_markup_on_the_console(tmp_path, main_run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    weights = tmp_path / "trunk[red]:cat:.pth"
+    weights.write_bytes(b"other")
+    head = "config.MODEL.HEAD.PARAMS=[[barlow_linear,{in_dim:2048,num_classes:1000}]]"
+    linear(tmp_path / "runs" / "a", main_run, 73.0, head)
+    linear(tmp_path / "runs" / "b", weights, 73.5, head)
+    assert main(["table1", "--list", "--out", str(tmp_path / "runs"), head]) == 0
+    printed = "".join(capsys.readouterr().out.split())  # the title is wrapped
+    assert f",with{head}" in printed
+    assert "ImageNetlinear(trunk[red]:cat:.pth)" in printed
