@@ -2,7 +2,7 @@
 
     python -m vissl_barlow.reproduce report RUNS_DIR --out report
 
-An experiment's number counts where its run's files vouch for it (see `runs`); what nobody ran stays
+A number is shown only where its run has the files that prove it (see `runs`); what nobody ran stays
 empty. Numbers of the digits stand apart from ImageNet's, and so do those of runs with other settings.
 """
 
@@ -35,7 +35,8 @@ PROVENANCE_COLUMNS = ("config", "checkpoint", "hardware", "hours")
 def cells(table: ReportTable) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table as text.
 
-    Of the columns only "ours" may be empty; what lies behind several numbers stands beside the first.
+    A column without any entry is left out, but for "ours". Rows of the same runs follow one another;
+    the first of them alone names config, checkpoint, hardware and hours.
     """
     rows = [_cells(table, row) for row in table.rows]
     for previous, row, text in zip(table.rows, table.rows[1:], rows[1:]):

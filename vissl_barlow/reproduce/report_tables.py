@@ -59,8 +59,14 @@ def all_tables(found: Runs) -> list[ReportTable]:
 def report_table(
     name: str, data: str, found: Runs, overrides: Sequence[str] = (), linear: Sequence[str] = ()
 ) -> ReportTable:
-    """A table or figure of the runs that have `overrides` on top of its own, and `linear` on top of the
-    linear evaluation's; Figure 1 has all."""
+    """A table or figure, from the runs whose settings are its own and `overrides`.
+
+    Args:
+        name: "figure1", a table of `transfer` or a study.
+        data: IMAGENET or DIGITS; the tables of `transfer` are on ImageNet.
+        overrides: hydra's or Detectron2's; Figure 1 has the runs of all settings.
+        linear: a study's linear evaluations have these on top of Table 1's.
+    """
     if name == "figure1":
         return training_table(data, found)
     if name in table_names():
@@ -73,24 +79,26 @@ def _in_the_papers_order(name: str) -> tuple[bool, bool, str]:
 
 
 def transfer_table(name: str, found: Runs, overrides: Sequence[str] = ()) -> ReportTable:
-    """One of Tables 1 to 4, of the runs that have `overrides` on top of its configs."""
+    """One of Tables 1 to 4; `overrides` as in `report_table`.
+
+    Where several checkpoints were evaluated, each has rows of its own.
+    """
     table, paper = load_table(name), reported(name)
     rows = [
         ReportRow(method, figure, reference=value)
         for method, figures in paper.get("others", {}).items()
         for figure, value in figures.items()
     ]
-    # Experiments of a study have their linear evaluation there.
+    # What a study evaluates is in its own table, and not in Table 1 again.
     in_studies = {run for _, run in _of_studies(found, IMAGENET)} if name == "table1" else set()
     for row in (*table.rows, *table.also):
-        wanted = (
-            set(found.matching(f"{PRETRAIN_GROUP}/{row.pretraining}")) if row.pretraining else None
-        )
+        # None is what weights from elsewhere, or none, come from.
+        evaluated: set[Run | None] = {*found.runs, None} - in_studies
+        if row.pretraining:
+            evaluated = set(found.matching(f"{PRETRAIN_GROUP}/{row.pretraining}"))
         by_checkpoint: dict[str | None, list[Run]] = {}
         for run in found.matching(row.config, overrides):
-            evaluated = found.pretraining_of(run)
-            belongs = evaluated not in in_studies if wanted is None else evaluated in wanted
-            if belongs and found.is_reportable(run):
+            if found.is_reportable(run) and found.pretraining_of(run) in evaluated:
                 by_checkpoint.setdefault(run.weights_sha256, []).append(run)
         for runs in by_checkpoint.values() or ([],):
             pretrainings = found.pretrainings_of(runs[:1])
@@ -112,7 +120,7 @@ def study_table(
     """A study of section 4 or 5 on `data`; `overrides` and `linear` as in `report_table`."""
     study = load_study(name, data)
     evaluations = list(filter(found.is_reportable, found.matching(LINEAR_EVALUATION, linear)))
-    # Of each row, the values of the study's `best_of` with their runs.
+    # By row: one experiment, or one for each value of the study's `best_of`.
     tried: dict[tuple[str, str], list[tuple[Experiment, list[Run]]]] = {}
     for experiment in study.experiments:
         runs = _pretrainings(experiment, data, found, overrides)

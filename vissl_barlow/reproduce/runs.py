@@ -1,8 +1,8 @@
-"""The runs below a folder: what each computed, what it came to, and what vouches for its numbers.
+"""The runs below a folder: what each computed, its result, and why a result may not be reported.
 
 A run is a folder with the provenance (`barlow_run.json`) that every run of this plugin leaves. Which
-experiment it is follows from the commands noted there, not from the folder's name. Its numbers count
-only with its files: provenance, resolved config and, of pretraining, the checkpoint.
+experiment it is follows from the commands noted there, not from the folder's name. Its result is
+reported only if it has provenance, the resolved config and, for a pretraining, the checkpoint.
 """
 
 import functools
@@ -194,9 +194,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _copies(runs: Sequence[Run]) -> dict[Path, str]:
-    """All but the furthest of the runs that began as one: a copy is no further seed."""
+    """Copies of a run, known by its first start: they are no further seeds. The run that went furthest
+    is taken for the original."""
     originals: dict[tuple[str, ...], Run] = {}
-    refused = {}
+    refused: dict[Path, str] = {}
     for run in sorted(runs, key=lambda run: (len(run.starts), run.hours), reverse=True):
         first = run.starts[0]
         original = originals.setdefault((first["started"], *first["command"]), run)
@@ -206,9 +207,9 @@ def _copies(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def _without_their_checkpoints(runs: Sequence[Run]) -> dict[Path, str]:
-    """Evaluations of a file that another one has since replaced: they tell nothing of it."""
+    """Evaluations of a checkpoint that has since been overwritten: its numbers would be unknown."""
     folders = {run.folder.resolve() for run in runs}
-    refused = {}
+    refused: dict[Path, str] = {}
     for run in runs:
         path, noted = run.weights_path, run.weights_sha256
         if not (run.result and path and noted and path.parent in folders and path.exists()):
