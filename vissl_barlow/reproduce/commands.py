@@ -110,7 +110,7 @@ def _input_paths(table: Table, needed: set[str], options: argparse.Namespace) ->
 
 
 def _run_row(row: Row, name: str, paths: dict[str, str], options: argparse.Namespace) -> bool:
-    """Runs, submits or prints what is left of one run of a row; whether nothing failed."""
+    """Runs, submits or prints what is left of a row in folder `name`; whether nothing failed."""
     folder = options.out.resolve() / name
     finished = row.result.read(folder)
     if not options.dry_run:
@@ -138,7 +138,7 @@ def _command(step: Step, values: dict[str, str], options: argparse.Namespace) ->
     folder = Path(values["folder"])
     command = [sys.executable, "-m", step.module, *(fill(a, values) for a in step.arguments)]
     if step.module == DETECTION:
-        command += [word for override in options.overrides for word in override.split("=", 1)]
+        command += [word for pair in options.overrides for word in pair.split("=", 1)]
     elif config_of(step.arguments):
         command += options.overrides
     if step.module == RUNNER:
@@ -190,7 +190,8 @@ def _stages(
     experiment: Experiment, folder: Path, seed: int, options: argparse.Namespace
 ) -> dict[str, list[str]]:
     """The overrides of what is left of an experiment: pretraining and, on ImageNet, evaluation."""
-    train, val = [], []
+    train: list[str] = []
+    val: list[str] = []
     if options.data == IMAGENET and options.imagenet:
         train = [override("DATA.TRAIN.DATA_PATHS", [str(options.imagenet / "train")])]
         val = [override("DATA.TEST.DATA_PATHS", [str(options.imagenet / "val")])]
@@ -200,7 +201,7 @@ def _stages(
         stages["pretraining"] = [*overrides, *train, *options.overrides, *run_again(folder)]
     if options.data == IMAGENET:
         # Both stages are jobs of one cluster.
-        slurm = [override for override in options.overrides if override.startswith("config.SLURM.")]
+        slurm = [word for word in options.overrides if word.startswith("config.SLURM.")]
         overrides = [*linear_evaluation(folder), *train, *val, *slurm, *options.linear]
         stages["linear evaluation"] = [*overrides, *run_again(folder / "linear")]
     return stages

@@ -21,7 +21,7 @@ class ReportRow:
         figure: what is measured, as "top-1".
         reference: what the paper reports; on the digits, the untrained trunk's.
         built_in: what VISSL reports for its own Barlow Twins.
-        values: ours, of each run one.
+        values: our numbers, one of each run.
         number_format: of our number; the default is for percentages.
         runs: those it was measured in, seed by seed; pretrainings: those of the weights evaluated.
         wanted: how many runs the protocol asks for.
