@@ -200,10 +200,14 @@ def test_the_draws_of_a_seed_stay_what_they_were_released_as():
 class Highest:
     """Draws the upper end each time, so that the crop's width is what its range allows at most."""
 
+    def __init__(self):
+        self.draws = 0
+
     def random(self):
         return 1.0
 
     def uniform(self, a, b):
+        self.draws += 1
         return b
 
 
@@ -216,5 +220,6 @@ class Highest:
     ],
 )
 def test_where_no_crop_fits_the_largest_central_one_is_taken(height, width, ratio, expected):
-    crop = sample_crop(height, width, (1.0, 1.0), ratio, Highest())
-    assert crop == expected
+    rng = Highest()
+    assert sample_crop(height, width, (1.0, 1.0), ratio, rng) == expected
+    assert rng.draws == 2 * 10  # of the area and of the ratio, ten times as torchvision
