@@ -108,7 +108,8 @@ def test_keys_that_nothing_reads_are_refused_with_the_near_name(tmp_path):
         "config.OPTIMIZER.eta=0.1": "barlow_lars has no eta; it has bias_lr_scale, momentum, "
         "trust_coefficient, weight_decay",
         f"{lr}.warmup=1": "barlow_warmup_cosine has no warmup; did you mean warmup_epochs?",
-        "config.MODEL.TRUNK.RESNETS.SMAL_STEM=True": "barlow_resnet has no SMAL_STEM; did you mean SMALL_STEM?",
+        "config.MODEL.TRUNK.RESNETS.SMAL_STEM=True": "barlow_resnet has no SMAL_STEM; did you mean "
+        "SMALL_STEM?",
     }
     assert sorted(refusals(tmp_path, DIGITS, *(f"+{override}" for override in wrong))) == sorted(
         f"{override}: {remedy}" for override, remedy in wrong.items()
