@@ -16,6 +16,7 @@ from chunked_networks import (
     relative_error,
 )
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from vissl_barlow import chunked
 
@@ -198,6 +199,32 @@ def test_embed_may_be_a_method_a_function_or_compiled(kind):
         _step(None, 4, embed=embed)
     assert relative_error(gradients(twins), gradients(expected)) < 1e-12
     assert_same_buffers(twins, expected, 1e-12)
+
+
+class Checkpointed(nn.Module):
+    """Forgets its activations, and passes its batch norm layers twice for it."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=False)
+
+
+def test_running_statistics_move_once_under_activation_checkpointing_and_in_the_loss():
+    def predicting(predictor):
+        return lambda a, b: plain_loss(predictor(a), b)
+
+    expected = Twins()
+    expected.predictor = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)).double()
+    twins = copy.deepcopy(expected)
+    twins.net = Checkpointed(twins.net)
+    one_pass(expected.embed, *images(N), predicting(expected.predictor), 4)
+    _step(None, 4, embed=twins.embed, loss=predicting(twins.predictor))
+    assert relative_error(gradients(twins), gradients(expected)) < RTOL
+    for got, buffer in zip(twins.buffers(), expected.buffers(), strict=True):
+        assert torch.equal(got, buffer)
 
 
 def test_channels_last_reaches_the_network():

@@ -128,15 +128,21 @@ class Network:
                 "function of the embeddings it is given"
             )
 
+    def note_buffers(self) -> None:
+        """Notes where the first pass and the loss have moved the buffers.
+
+        Before any backward pass: activation checkpointing moves them again there.
+        """
+        self._ahead = [buffer.clone() for buffer, _ in self._buffers]
+
     @torch.no_grad()
     def rewind_buffers(self) -> None:
-        """Puts buffers (the running statistics, first of all) where they were before the first pass."""
-        self._ahead = [buffer.clone() for buffer, _ in self._buffers]
+        """Puts the buffers where they were before the first pass."""
         _copy_all((buffer, before) for buffer, before in self._buffers)
 
     @torch.no_grad()
     def forward_buffers(self) -> None:
-        """Puts them where the first pass had left them."""
+        """Puts the buffers where they were when they were noted."""
         _copy_all((buffer, after) for (buffer, _), after in zip(self._buffers, self._ahead))
 
 

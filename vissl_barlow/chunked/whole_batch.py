@@ -41,6 +41,7 @@ def loss_and_gradient(
     """
     z_a, z_b = (torch.cat([z.detach() for z in view]).requires_grad_() for view in embeddings)
     output = loss(z_a, z_b)
+    network.note_buffers()
     value = first_of(output)
     network.check_loss(value, (z_a, z_b))
     back_propagate(value if grad_scaler is None else grad_scaler.scale(value))
