@@ -203,6 +203,10 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world_size(self.process_group) < 2:
             return super().forward(input)
+        return self._forward_synchronised(input)
+
+    @torch.compiler.disable  # Reads counts of other processes on the host.
+    def _forward_synchronised(self, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         group = self.process_group or torch.distributed.group.WORLD
         statistics = pooled_statistics([batch_statistics(input)], group)

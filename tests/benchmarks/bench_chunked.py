@@ -104,12 +104,12 @@ def variants(n: int, quick: bool) -> list[Variant]:
 
 def main() -> None:
     args = arguments(__doc__)
-    sizes = Sizes(18, 16, 32, 256) if args.quick else Sizes(18, 64, 96, 2048)
+    sizes = Sizes(18, 16, 32, 256) if args.quick else Sizes(18, 64, 64, 1024)
     chosen = variants(sizes.n, args.quick)
     # One thread, by its own clock: what else the machine does is left out.
     times = interleaved_times(
         {str(variant): step(variant, sizes) for variant in chosen},
-        repeats=2 if args.quick else 5,
+        repeats=2 if args.quick else 3,
         seconds=600,
         clock=time.process_time,
     )
