@@ -25,6 +25,8 @@ class _Trunk(ResNet):
     """Widens and restems torchvision's ResNet while it is being built, so that its own
     initialisation, the last thing its constructor does, covers what was changed."""
 
+    inplanes: int  # torchvision's
+
     def __init__(self, *args, width_multiplier: float, small_stem: bool, **kwargs) -> None:
         self.width_multiplier = width_multiplier
         self.small_stem = small_stem
