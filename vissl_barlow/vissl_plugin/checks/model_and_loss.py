@@ -84,13 +84,13 @@ def _check_sub_batches(cfg) -> None:
 
 
 def check_model(cfg) -> None:
-    """Raises ConfigError unless trunk, heads and loss fit one another and each can be built."""
+    """Raises ConfigError unless trunk, heads and loss fit, and those of a pretraining can be built."""
     check_fit(cfg)
     heads = _heads_on_the_trunk(cfg)
     _check_in_dim(cfg, heads)
-    if heads and "dims" in heads[0][1]:
+    if heads and "dims" in heads[0][1]:  # a projector
         _check_embedding_dim(cfg, heads[0][1]["dims"][-1])
-    _check_components(cfg)
+        _check_components(cfg)
 
 
 def _heads_on_the_trunk(cfg) -> list[tuple[str, dict]]:
