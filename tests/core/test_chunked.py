@@ -46,7 +46,7 @@ class DropsRows(nn.Module):
 
     def forward(self, x):
         factor = random.random() + np.random.rand()
-        return x * factor * torch.rand(len(x), 1, dtype=x.dtype)
+        return x * factor * torch.rand(len(x), 1, dtype=x.dtype, device=x.device)
 
 
 def _random_net():
@@ -282,3 +282,21 @@ def test_grad_scaler_scales_the_gradient_and_not_the_loss(chunk_size, mode):
     scaler.step(torch.optim.SGD(scaled.parameters(), 0.1))
     scaler.update()
     assert relative_error(gradients(scaled), gradients(plain)) < RTOL
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["per_piece", "exact"])
+def test_a_step_on_a_gpu(mode):
+    # In the exact mode a piece draws other numbers than one pass: no random layers there.
+    net = (_random_net() if mode == "per_piece" else build_stages()).cuda()
+    expected = copy.deepcopy(net)
+    views = [view.cuda() for view in images(N)]
+    _seed(7)
+    one_pass(expected, *views, plain_loss, 4 if mode == "per_piece" else N)
+    state = torch.cuda.get_rng_state()
+    _seed(7)
+    _step(net, 4, views=views, batch_norm=mode)
+    if mode == "per_piece":
+        assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert relative_error(gradients(net), gradients(expected)) < 1e-10
+    assert_same_buffers(net, expected, 1e-12)

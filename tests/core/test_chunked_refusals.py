@@ -130,6 +130,9 @@ def test_what_the_exact_mode_cannot_do():
     is_refused("not called in the same order", nn.Sequential(net, CallsNowAndThen()))
     moving = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6).double()))
     is_refused(r"stages\[1\] has the buffer '0.parametrizations", net, stages=[net, moving])
+    is_refused(r"stages lack the parameter '2\.3\.weight' \(1 of 5\)", net, stages=list(net)[:2])
+    more = [*net, nn.Linear(6, 6).double()]
+    is_refused(r"embed lacks the parameter 'stages\[3\]\.weight' \(1 of 2\)", net, stages=more)
     assert all("forward" not in vars(module) for module in net.modules())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,18 @@ import torch.distributed as dist
 import torch.distributed.nn
 import torch.multiprocessing as mp
 
+# Longer than any wait between calls here, so that processes which disagree fail instead of hanging.
+TIMEOUT = datetime.timedelta(minutes=5)
+
 
 def _child(rank: int, fn: Callable, world_size: int, folder: str, args: tuple) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world_size,
+        timeout=TIMEOUT,
     )
     try:
         torch.save(fn(rank, *args), f"{folder}/{rank}.pt")

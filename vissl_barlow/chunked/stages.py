@@ -71,7 +71,7 @@ def backward_in_stages(
     network = Network(embed, [sum(rows_per_piece)])
     if stages is None:
         stages = [embed.module if isinstance(embed, DistributedDataParallel) else embed]
-    _check_stages(stages)
+    _check_stages(embed, stages)
     pieces = [view.split(list(rows_per_piece)) for view in views]
     chains = [
         [_Stage(stage, len(rows_per_piece), is_first=i == 0) for i, stage in enumerate(stages)]
@@ -94,7 +94,7 @@ def backward_in_stages(
     return output
 
 
-def _check_stages(stages: Sequence[Any]) -> None:
+def _check_stages(embed: nn.Module, stages: Sequence[Any]) -> None:
     for i, stage in enumerate(stages):
         if not isinstance(stage, nn.Module):
             raise ValueError(
@@ -115,6 +115,16 @@ def _check_stages(stages: Sequence[Any]) -> None:
             raise ValueError(
                 f"stages[{i}] has the buffer {moving[0]!r}, which many sweeps may move as often: "
                 "batch_norm='exact' takes networks whose only buffers are batch norm's"
+            )
+    expected = dict(embed.named_parameters())
+    found = {f"stages[{i}].{n}": p for i, s in enumerate(stages) for n, p in s.named_parameters()}
+    for here, there, where in ((expected, found, "stages lack"), (found, expected, "embed lacks")):
+        others = set(there.values())
+        missing = [name for name, parameter in here.items() if parameter not in others]
+        if missing:
+            raise ValueError(
+                f"{where} the parameter {missing[0]!r} (1 of {len(missing)}): give stages that compute "
+                "what embed computes, one after the other"
             )
 
 

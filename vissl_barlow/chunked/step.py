@@ -54,7 +54,8 @@ def backward(
             "exact": the view's, for any chunk_size, by as many sweeps over the pieces as there are
             batch norm layers in a stage. In memory: the inputs of all stages for all rows of one view,
             and the graph of one stage for one piece. Time: about (2.5 k + 5) / 3 of an ordinary step
-            for k layers in each stage. Not for compiled modules.
+            for k layers in each stage. Each piece draws its random numbers from a seed of its own,
+            which torch's generator gives. Not for compiled modules, nor with activation checkpointing.
         stages: "exact" only: modules which, one after the other, compute what `embed` does. Default:
             `embed` is the only one, so that k counts all of its layers.
         grad_scaler: scales the loss on its way back, as in `grad_scaler.scale(loss).backward()`;
