@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from vissl_barlow.checkpoint import TrunkDepth
 from vissl_barlow.paths import config_folder
 from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -70,6 +71,39 @@ def check_input(cfg: Any) -> None:
                 f"MODEL.{key} is {list(values)}; the pretrained weights expect RGB images"
                 f" normalised as in pretraining: set it to {wanted}"
             )
+
+
+def check_trunk(cfg: Any, trunk: TrunkDepth) -> None:
+    """Refuses a config whose ResNet is not the pretrained one.
+
+    Args:
+        cfg: a config node with `MODEL`.
+        trunk: what the checkpoint in MODEL.WEIGHTS holds.
+
+    Raises:
+        ValueError: naming the ResNet in the checkpoint and the keys and values that it needs.
+    """
+    own = cfg.MODEL.RESNETS
+    basic_blocks = trunk.depth < 50
+    wanted = {
+        "DEPTH": trunk.depth,
+        "STEM_OUT_CHANNELS": round(64 * trunk.width_multiplier),
+        "WIDTH_PER_GROUP": round(64 * trunk.width_multiplier),
+        # A basic block puts out as many channels as it works on, a bottleneck four times as many.
+        "RES2_OUT_CHANNELS": round((64 if basic_blocks else 256) * trunk.width_multiplier),
+    }
+    settings = " ".join(
+        f"MODEL.RESNETS.{key} {value}" for key, value in wanted.items() if own[key] != value
+    )
+    width = "" if trunk.width_multiplier == 1 else f" x{trunk.width_multiplier:g}"
+    found = f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: this is a ResNet-{trunk.depth}{width}"
+    if basic_blocks and "res5" not in own.OUT_FEATURES:
+        raise ValueError(
+            f"{found}, and the C4 models' res5 has the bottleneck blocks of a ResNet-50: take"
+            f" --config-file coco_mask_rcnn_R50_FPN_1x{settings and ', and set ' + settings}"
+        )
+    if settings:
+        raise ValueError(f"{found}: set {settings}")
 
 
 def check_hardware(cfg: Any, *, processes: int, processes_per_machine: int, gpus: int) -> None:
