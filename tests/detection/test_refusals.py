@@ -46,6 +46,8 @@ def refusal(capfd, *arguments) -> str:
         (("SOLVER.BASE_LR", "fast"), "config key: SOLVER.BASE_LR"),
         (("MODEL.ROI_HEADS.NAME", "Nobodys"), "cannot be built: \"No object named 'Nobodys'"),
         (("--resume",), "--resume: flags go before"),
+        (("SEED",), "SEED: overrides are pairs, KEY VALUE"),
+        (("SOLVER.BASELR", "0.1"), "SOLVER.BASELR 0.1 (is SOLVER.BASE_LR meant?)"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_before_any_work(
@@ -55,6 +57,38 @@ def test_what_a_user_can_mend_is_one_line_before_any_work(
     given = ["MODEL.WEIGHTS", checkpoints.authors, "OUTPUT_DIR", output, *options]
     assert message in refusal(capfd, "--config-file", VOC, *SMALL, *given)
     assert not output.exists()
+
+
+def test_all_faults_are_said_at_once(checkpoints, tmp_path, capfd):
+    from vissl_barlow.detection.__main__ import main
+
+    given = ["--config-file", VOC, *SMALL, "OUTPUT_DIR", str(tmp_path / "run")]
+    unknown = ["SOLVER.BASELR", "0.1", "SEEED", "1"]
+    assert main([*given, *unknown]) == 1
+    first, second = capfd.readouterr().err.splitlines()
+    assert "SOLVER.BASE_LR meant" in first and "SEED meant" in second
+
+    wrong = ["INPUT.FORMAT", "BGR", "MODEL.RESNETS.STRIDE_IN_1X1", "True"]
+    wrong += ["MODEL.RESNETS.NORM", "SyncBN", "SOLVER.IMS_PER_BATCH", "3"]
+    wrong += ["DATASETS.TRAIN", "('nowhere', 'nor_here')", "DATASETS.TEST", "('nor_there',)"]
+    assert main(["--num-gpus", "2", *given, *wrong, "MODEL.WEIGHTS", "absent.pth"]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert all(line.startswith("error: ") for line in lines)
+    told = (
+        "STRIDE_IN_1X1",
+        "BGR",
+        "IMS_PER_BATCH 3",
+        "NORM is 'SyncBN'",
+        "'nowhere'",
+        "'nor_here'",
+    )
+    told += ("'nor_there'", "absent.pth: no such file")
+    assert [part for part, line in zip(told, lines, strict=True) if part not in line] == []
+
+
+def test_scaling_needs_the_batch_of_the_reference(capfd):
+    given = ("--scale-batch-and-lr", "--config-file", VOC, *SMALL, "SOLVER.IMS_PER_BATCH", 12)
+    assert "IMS_PER_BATCH 12: give the batch for 8 GPUs" in refusal(capfd, *given)
 
 
 def test_a_folder_with_a_training_is_refused_unless_it_is_resumed_as_it_was(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vissl_barlow.detection.config import leaves
 from vissl_barlow.provenance import PROVENANCE_FILE, file_sha256, read_provenance
 
 RESULTS_FILE = "results.json"
@@ -93,8 +94,8 @@ def check_folder(cfg: Any, *, resume: bool) -> None:
             " OUTPUT_DIR"
         )
     config = folder / _CONFIG
-    before = dict(_leaves(yaml.safe_load(config.read_text()))) if config.exists() else {}
-    now = dict(_leaves(yaml.safe_load(cfg.dump())))
+    before = leaves(yaml.safe_load(config.read_text())) if config.exists() else {}
+    now = leaves(yaml.safe_load(cfg.dump()))
     changed = [
         f"{key} was {before[key]} and is {now[key]}"
         for key in sorted(before.keys() & now.keys() - _IRRELEVANT_KEYS)
@@ -116,11 +117,3 @@ def _other_pretrained_model(folder: Path, weights: Path) -> str | None:
     if first is None or not weights.is_file() or file_sha256(weights) == first:
         return None
     return f"MODEL.WEIGHTS {weights} is not the file whose sha256 is in {PROVENANCE_FILE}"
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vissl_barlow.checkpoint import read_trunk
 from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends what follows)
-from vissl_barlow.detection.config import check_hardware, check_input, check_trunk, config_path
+from vissl_barlow.detection.config import (
+    check_hardware,
+    check_input,
+    check_trunk,
+    config_path,
+    leaves,
+    refuse,
+)
 from vissl_barlow.detection.datasets import check_dataset, metric_note
 from vissl_barlow.detection.run_folder import (
     EVAL_ONLY,
@@ -174,15 +183,24 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     """
     if flags := [option for option in args.opts if option.startswith("--")]:
         raise ValueError(f"{' '.join(flags)}: flags go before the first KEY VALUE pair")
+    if len(args.opts) % 2:
+        raise ValueError(f"{args.opts[-1]}: overrides are pairs, KEY VALUE")
     args.config_file = str(config_path(args.config_file))
     cfg = get_cfg()
-    try:
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
-    except Exception as error:  # of yaml, yacs or fvcore, each with kinds and layouts of its own
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config {args.config_file} with {args.opts}: {reason}") from error
+    refuse(_faults_of_merging(args.config_file, lambda: cfg.merge_from_file(args.config_file)))
+    faults: list[str] = []
+    keys = set(leaves(cfg))
+    for key, value in zip(args.opts[::2], args.opts[1::2]):
+        near = [] if key in keys else get_close_matches(key, keys, n=1)
+        what = f"{key} {value}" + "".join(f" (is {name} meant?)" for name in near)
+        faults += _faults_of_merging(what, partial(cfg.merge_from_list, [key, value]))
+    refuse(faults)
     if args.scale_batch_and_lr:
+        if cfg.SOLVER.IMS_PER_BATCH % REFERENCE_WORLD_SIZE:
+            raise ValueError(
+                f"--scale-batch-and-lr with SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: give the"
+                f" batch for {REFERENCE_WORLD_SIZE} GPUs, a multiple of {REFERENCE_WORLD_SIZE}"
+            )
         cfg.SOLVER.REFERENCE_WORLD_SIZE = REFERENCE_WORLD_SIZE
         cfg = DefaultTrainer.auto_scale_workers(cfg, args.num_gpus * args.num_machines)
     if args.eval_only:
@@ -193,33 +211,61 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def _faults_of_merging(what: str, merge: Callable[[], Any]) -> list[str]:
+    try:
+        merge()
+    except Exception as error:  # of yaml, yacs or fvcore, each with kinds and layouts of its own
+        return [f"{what}: {' '.join(str(error).split())}"]
+    return []
+
+
 def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Finds in seconds what would fail after minutes of loading, or would fail silently.
 
     Raises:
-        ValueError: a dataset is missing, the hardware or the config unfit, the weights not whole.
-        OSError: the weights cannot be read.
+        ValueError: a line for each fault: a data set is missing, the hardware, the config or
+            OUTPUT_DIR unfit, the weights missing, unreadable or not whole.
     """
+    checks: list[Callable[[], None]] = [
+        partial(_check_machines, args),
+        partial(check_input, cfg),
+        partial(
+            check_hardware,
+            cfg,
+            processes=args.num_gpus * args.num_machines,
+            processes_per_machine=args.num_gpus,
+            gpus=torch.cuda.device_count(),
+        ),
+    ]
+    trained_on = () if args.eval_only else cfg.DATASETS.TRAIN
+    checks += [partial(_check_dataset, name, tested=False) for name in trained_on]
+    checks += [partial(_check_dataset, name, tested=True) for name in cfg.DATASETS.TEST]
+    if not args.eval_only:
+        checks.append(partial(check_folder, cfg, resume=args.resume))
+    checks.append(partial(_check_weights, cfg, args))
+    faults = []
+    for check in checks:
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+    refuse(faults)
+
+
+def _check_machines(args: argparse.Namespace) -> None:
     if args.num_machines > 1 and args.dist_url == "auto":
         raise ValueError(
             f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT of the first one"
         )
-    check_input(cfg)
-    check_hardware(
-        cfg,
-        processes=args.num_gpus * args.num_machines,
-        processes_per_machine=args.num_gpus,
-        gpus=torch.cuda.device_count(),
-    )
-    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
-        if name not in DatasetCatalog.list():
-            raise ValueError(f"dataset {name!r} is not registered with Detectron2")
-        check_dataset(name, MetadataCatalog.get(name))
-    for name in cfg.DATASETS.TEST:
-        metric_note(MetadataCatalog.get(name))
-    if not args.eval_only:
-        check_folder(cfg, resume=args.resume)
-    _check_weights(cfg, args)
+
+
+def _check_dataset(name: str, *, tested: bool) -> None:
+    if name not in DatasetCatalog.list():
+        raise ValueError(f"dataset {name!r} is not registered with Detectron2")
+    metadata = MetadataCatalog.get(name)
+    check_dataset(name, metadata)
+    if tested:
+        metric_note(metadata)
 
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
