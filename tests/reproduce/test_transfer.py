@@ -207,15 +207,15 @@ def test_slurm_jobs_are_submitted_once(
 
 
 def test_vissls_launcher_submits_its_runner(capsys, monkeypatch, tmp_path):
-    from vissl_barlow.reproduce import transfer
+    from vissl_barlow.reproduce import execution
 
     ran = []
 
     def fake_run(command, **options):
         ran.append(command)
-        return transfer.subprocess.CompletedProcess(command, 0, "SUBMITTED: 815\n", "")
+        return execution.subprocess.CompletedProcess(command, 0, "SUBMITTED: 815\n", "")
 
-    monkeypatch.setattr(transfer.subprocess, "run", fake_run)
+    monkeypatch.setattr(execution.subprocess, "run", fake_run)
     for name in ("c", "in1k"):
         (tmp_path / name).mkdir() if name == "in1k" else (tmp_path / name).touch()
     assert main(["table1", "--checkpoint", "c", "--imagenet", "in1k", "--slurm"]) == 0

@@ -1,71 +1,17 @@
-"""`python -m vissl_barlow.reproduce report`: which run is which row, what is refused, and the page."""
+"""`python -m vissl_barlow.reproduce report`: which run is which row of which table."""
 
-import csv
-import json
-import os
-import re
 import shutil
 
 import pytest
-from PIL import Image, ImageChops
-from playwright.sync_api import sync_playwright
-from pretend_runs import (
-    LINEAR,
-    detection,
-    experiment,
-    linear,
-    pretraining,
-    probed,
-    start,
-    svm,
-    vissl_command,
-    write,
-)
+from pretend_runs import detection, experiment, linear, pretraining, probed, svm
+from reports import measured, report, row, rows
 
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce.__main__ import main
 
 TABLES = [f"table{i}" for i in range(1, 8)]
+
 FIGURES = [f"figure{i}" for i in range(1, 6)]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-def report(tmp_path, *, status=0):
-    out = tmp_path / "report"
-    assert main(["report", str(tmp_path / "runs"), "--out", str(out)]) == status
-    return out
-
-
-def rows(out, name) -> list[dict]:
-    with (out / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def row(out, name, label, figure="top-1") -> dict:
-    [found] = [r for r in rows(out, name) if r["label"] == label and r["figure"] == figure]
-    return found
-
-
-def measured(out) -> dict[tuple[str, str, str], float]:
-    """Every number of ours in the whole report but Figure 1's: (item, label, figure) to it."""
-    return {
-        (r["item"], r["label"], r["figure"]): float(r["ours"])
-        for path in sorted(out.rglob("*.csv"))
-        for r in rows(path.parent, path.stem)
-        if r["ours"] and r["item"] != "figure1"
-    }
-
-
-@pytest.fixture
-def main_run(tmp_path):
-    """The paper's pretraining."""
-    return pretraining(tmp_path / "runs" / "anywhere", "resnet50_in1k_1000ep")
-
-
-@pytest.fixture
-def baseline(tmp_path):
-    """The ablations' baseline."""
-    return pretraining(tmp_path / "runs" / "300", "resnet50_in1k_300ep", "config.SLURM.X=1")
 
 
 def test_what_nobody_ran_is_empty_and_the_papers_numbers_are_all_there(tmp_path, main_run):
@@ -247,107 +193,6 @@ def test_figure_1_has_every_pretraining_under_a_name_of_its_own(tmp_path):
     }
 
 
-def _no_provenance(folder):
-    (folder / "barlow_run.json").unlink()
-    return "no barlow_run.json"
-
-
-def _broken_provenance(folder):
-    (folder / "barlow_run.json").write_text("[{")
-    return "barlow_run.json cannot be read"
-
-
-def _no_config(folder):
-    (folder / "train_config.yaml").unlink()
-    return "no train_config.yaml"
-
-
-def _broken_result(folder):
-    (folder / "metrics.json").write_text('{"train_phase_idx": 99, "test')
-    return "its result cannot be read"
-
-
-def _not_a_percentage(folder):
-    content = (folder / "metrics.json").read_text()
-    (folder / "metrics.json").write_text(content.replace("70.0", "-1.0"))
-    return "its top-1 is -1.0"
-
-
-def _other_weights(folder):
-    (folder.parent / "anywhere" / "checkpoint.torch").write_bytes(b"trained further")
-    return "no longer the file it evaluated"
-
-
-def _two_configs(folder):
-    starts = json.loads((folder / "barlow_run.json").read_text())
-    write(folder, *starts, start(vissl_command("benchmark/vissl_barlow/places205_linear")))
-    return "a run has one config"
-
-
-def _two_settings(folder):
-    starts = json.loads((folder / "barlow_run.json").read_text())
-    write(folder, *starts, start(vissl_command(LINEAR, "config.OPTIMIZER.nesterov=true")))
-    return "its starts had different settings"
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        _no_provenance,
-        _broken_provenance,
-        _no_config,
-        _broken_result,
-        _not_a_percentage,
-        _other_weights,
-        _two_configs,
-        _two_settings,
-    ],
-)
-def test_a_number_without_its_runs_files_is_refused(tmp_path, main_run, damage, capsys):
-    folder = linear(tmp_path / "runs" / "evaluated", main_run, 70.0)
-    reason = damage(folder)
-    out = report(tmp_path, status=1)
-    assert measured(out) == {}
-    assert re.search(f"refused: evaluated: .*({reason})", capsys.readouterr().err)
-    assert re.search(f"evaluated.*({reason})", (out / "report.md").read_text())
-    assert "evaluated" in (out / "report.html").read_text()
-
-
-def test_a_copied_run_counts_once_as_it_went_on(tmp_path, main_run, capsys):
-    folder = linear(tmp_path / "runs" / "evaluated", main_run, 70.0)
-    copy = shutil.copytree(folder, tmp_path / "runs" / "backup")
-    starts = json.loads((folder / "barlow_run.json").read_text())
-    write(folder, *starts, start(starts[0]["command"], weights=main_run / "checkpoint.torch"))
-    out = report(tmp_path, status=1)
-    counted = [(r["figure"], r["ours"], r["folders"]) for r in rows(out, "table1") if r["ours"]]
-    assert counted == [("top-1", "70.0", "evaluated"), ("top-5", "88.0", "evaluated")]
-    assert f"refused: {copy.name}: a copy of {folder}" in capsys.readouterr().err
-
-
-def test_a_probe_whose_weights_are_gone_is_refused(tmp_path, capsys):
-    folder = probed(experiment(tmp_path / "runs", "table5", "Baseline", "digits"), 0.97)
-    (folder / "checkpoint.torch").unlink()
-    assert measured(report(tmp_path, status=1)) == {}
-    assert "no checkpoint.torch" in capsys.readouterr().err
-
-
-def test_vissls_failed_svms_are_no_result(tmp_path, main_run, capsys):
-    svm(tmp_path / "runs" / "svm", main_run / "checkpoint.torch", -0.01)
-    report(tmp_path, status=1)
-    assert "svm: its mAP is -1.0: a failed run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("make", "message"), [(False, "is no folder"), (True, "no run in")])
-def test_a_folder_without_runs_is_an_error(tmp_path, make, message, capsys):
-    if make:
-        (tmp_path / "runs").mkdir()
-    with pytest.raises(SystemExit) as stopped:
-        main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "report").exists()
-
-
 def test_its_own_folder_may_lie_among_the_runs(tmp_path, main_run):
     linear(tmp_path / "runs" / "evaluated", main_run, 72.0)
     arguments = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "runs" / "report")]
@@ -357,65 +202,36 @@ def test_its_own_folder_may_lie_among_the_runs(tmp_path, main_run):
     assert (tmp_path / "runs" / "report" / "report.html").read_text() == first
 
 
-@pytest.fixture(scope="session")
-def browser():
-    path = os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert path, f"this test needs one of {', '.join(BROWSERS)} on the path (see README)"
-    with sync_playwright() as playwright:
-        # No sandbox: it cannot be set up in most containers, and the page is ours.
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_opens_in_a_browser(tmp_path, main_run, browser, width):
-    """As on a reader's machine: one file, no network, no script needed."""
-    script = "config.OPTIMIZER.weight_decay=<script>document.title='owned'</script>"
-    linear(tmp_path / "runs" / "evaluated", main_run, 72.84)
-    linear(tmp_path / "runs" / "changed", main_run, 71.0, script)
-    orphan = linear(tmp_path / "runs" / "orphan", main_run, 99.9)
-    (orphan / "barlow_run.json").unlink()
-    alone = tmp_path / "alone" / "page.html"
-    alone.parent.mkdir()
-    shutil.copy(report(tmp_path, status=1) / "report.html", alone)
-
-    context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
-    page = context.new_page()
-    asked, complaints = [], []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(alone.as_uri())
-
-    assert page.title() == "Barlow Twins: the paper's tables, reproduced"  # not "owned"
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-    assert complaints == []
-    # The 2 numbers of the evaluated run, and no other: not the changed run's, nor the orphan's.
-    assert "3 runs, " in page.inner_text("#summary")
-    assert "2 of the paper's numbers measured; 1 refused" in page.inner_text("#summary")
-    line = page.locator("#table1 tr.measured").first
-    assert line.locator("td.ours").inner_text() == "72.8"
-    assert line.locator("td.paper").inner_text() == "73.2"
-    assert page.locator("#refused").inner_text().count("orphan") == 1
-    assert "99.9" not in page.inner_text("body")
-    assert "<script>" in page.inner_text("#others")
-    # What was measured is open, what nobody ran is there to be opened.
+def test_figure_1_keeps_the_digits_apart(tmp_path, main_run):
+    probed(experiment(tmp_path / "runs", "table5", "Baseline", "digits"), 0.97)
+    out = report(tmp_path)
+    assert {r["label"] for r in rows(out, "figure1")} == {"resnet50_in1k_1000ep"}
+    digits = rows(out / "digits", "figure1")
+    assert {r["label"] for r in digits} == {"digits_quickstart"}
     assert (
-        page.locator("#table1 table").is_visible()
-        and not page.locator("#table7 table").is_visible()
+        row(out / "digits", "figure1", "digits_quickstart", "probe, accuracy in %")["ours"]
+        == "97.0"
     )
-    page.locator("#table7 summary").click()
-    assert page.locator("#table7 table").is_visible()
-    page.locator("#runs summary").click()
-    assert main_run.name in page.inner_text("#runs") and "0123abc" in page.inner_text("#runs")
-    # Every picture is drawn, and nothing sticks out of the page.
-    sizes = page.eval_on_selector_all("img", "all => all.map(i => i.naturalWidth)")
-    assert len(sizes) >= 13 and min(sizes) > 400
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    seen = tmp_path / "page.png"
-    page.screenshot(path=seen)
-    with Image.open(seen) as picture:
-        blank = Image.new("RGB", picture.size, picture.getpixel((0, 0))[:3])
-        assert ImageChops.difference(picture.convert("RGB"), blank).getbbox() is not None
-    context.close()
+
+
+def test_of_a_grid_the_best_is_shown_and_the_others_nowhere(tmp_path):
+    for rate, top_1 in (("0.2", 66.0), ("0.45", 69.0), ("0.7", 67.0)):
+        tried = experiment(tmp_path / "runs", "figure2", "512", "imagenet", tried=rate, batch=16)
+        linear(tried / "linear", tried, top_1)
+    found = measured(report(tmp_path))
+    assert {key: value for key, value in found.items() if key[2] == "top-1"} == {
+        ("figure2", "batch size 512 (lr 0.45)", "top-1"): 69.0
+    }
+
+
+def test_brackets_are_no_markup_on_the_console(tmp_path, main_run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    weights = tmp_path / "trunk[red]:cat:.pth"
+    weights.write_bytes(b"other")
+    head = "config.MODEL.HEAD.PARAMS=[[barlow_linear,{in_dim:2048,num_classes:1000}]]"
+    linear(tmp_path / "runs" / "a", main_run, 73.0, head)
+    linear(tmp_path / "runs" / "b", weights, 73.5, head)
+    assert main(["table1", "--list", "--out", str(tmp_path / "runs"), head]) == 0
+    printed = "".join(capsys.readouterr().out.split())  # the title is wrapped
+    assert f",with{head}" in printed
+    assert "ImageNetlinear(trunk[red]:cat:.pth)" in printed
