@@ -97,6 +97,7 @@ def test_a_folder_with_a_training_is_refused_unless_it_is_resumed_as_it_was(
     given = ("--config-file", VOC, *SMALL, "MODEL.WEIGHTS", checkpoints.authors)
     given += ("OUTPUT_DIR", tmp_path)
     (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
+    (tmp_path / "model_0000019.pth").touch()
     (tmp_path / "config.yaml").write_text(config(VOC, *given[2:]).dump())
     assert f"OUTPUT_DIR {tmp_path} holds a training: add --resume" in refusal(capfd, *given)
     changed = refusal(capfd, "--resume", *given, "SOLVER.BASE_LR", "0.3", "SEED", "1")

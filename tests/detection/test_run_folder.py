@@ -14,10 +14,11 @@ from vissl_barlow.detection.run_folder import (
     TRAINING,
     check_folder,
     evaluated,
+    forget_starts_without_checkpoint,
     last_checkpoint,
     why_not_final,
 )
-from vissl_barlow.provenance import file_sha256, write_provenance
+from vissl_barlow.provenance import file_sha256, read_provenance, write_provenance
 
 
 def entry(*record) -> dict:
@@ -65,6 +66,7 @@ def begun(tmp_path):
     (folder / "config.yaml").write_text(cfg.dump())
     write_provenance(folder, 0, ["python"], weights=weights, processes=8)
     (folder / "last_checkpoint").write_text("model_0004999.pth")
+    (folder / "model_0004999.pth").write_bytes(b"trained for a while")
     return folder, cfg
 
 
@@ -84,6 +86,49 @@ def test_a_start_that_saved_nothing_binds_nobody(begun):
         check_folder(cfg, resume=resume)
     shutil.rmtree(folder)
     check_folder(cfg, resume=True)
+
+
+def test_the_next_start_owes_nothing_to_one_that_saved_nothing(begun, tmp_path):
+    folder, cfg = begun
+    forget_starts_without_checkpoint(folder)
+    assert len(read_provenance(folder)) == 1
+    (folder / "last_checkpoint").unlink()
+    forget_starts_without_checkpoint(folder)
+    assert read_provenance(folder) == []
+
+    other = tmp_path / "other.torch"
+    other.write_bytes(b"pretrained otherwise")
+    cfg.MODEL.WEIGHTS = str(other)
+    write_provenance(folder, 0, ["python"], weights=other, processes=8)
+    (folder / "last_checkpoint").write_text("model_0004999.pth")
+    check_folder(cfg, resume=True)
+
+
+def test_a_training_without_its_checkpoint_is_not_resumed(begun):
+    folder, cfg = begun
+    (folder / "model_0004999.pth").unlink()
+    with pytest.raises(ValueError, match=rf"checkpoint, model_0004999.pth, is gone.*{folder}/last"):
+        check_folder(cfg, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("record", "refused"),
+    [
+        ({"start": "training", "iteration": 24000, "max_iter": 24000}, True),
+        ({"start": "training", "iteration": 1000, "max_iter": 24000}, False),
+        (None, True),  # of an earlier version
+    ],
+)
+def test_numbers_of_a_whole_training_are_not_written_over(record, refused, begun):
+    folder, cfg = begun
+    (folder / "last_checkpoint").unlink()
+    scores = {"bbox": {"AP": 56.8}} | ({"evaluated": record} if record else {})
+    (folder / "results.json").write_text(json.dumps({"voc_2007_test": scores}))
+    if not refused:
+        return check_folder(cfg, resume=True)
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="checkpoints are gone: give another OUTPUT_DIR"):
+            check_folder(cfg, resume=resume)
 
 
 @pytest.mark.parametrize(

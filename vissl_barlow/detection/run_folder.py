@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,23 +76,34 @@ def last_checkpoint(folder: Path) -> Path | None:
 def check_folder(cfg: Any, *, resume: bool) -> None:
     """Refuses to train in a folder that holds another run, or this one unasked.
 
-    A start that saved no checkpoint binds nobody.
+    A start that saved no checkpoint, and has no numbers of a whole training, binds nobody.
 
     Args:
         cfg: a config node; OUTPUT_DIR names the folder.
         resume: whether `--resume` was given.
 
     Raises:
-        ValueError: the folder's training is to be resumed under other settings or with another
-            pretrained model, or there is one and `resume` is false.
+        ValueError: the folder's training is to be resumed under other settings, with another
+            pretrained model or without its checkpoint, or there is one and `resume` is false.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    if last_checkpoint(folder) is None:
+    newest = last_checkpoint(folder)
+    if newest is None:
+        if _has_final_numbers(folder):
+            raise ValueError(
+                f"OUTPUT_DIR {folder} holds the {RESULTS_FILE} of a training whose checkpoints are"
+                " gone: give another OUTPUT_DIR"
+            )
         return
     if not resume:
         raise ValueError(
             f"OUTPUT_DIR {folder} holds a training: add --resume to continue it, or give another"
             " OUTPUT_DIR"
+        )
+    if not newest.is_file():
+        raise ValueError(
+            f"OUTPUT_DIR {folder} holds a training whose newest checkpoint, {newest.name}, is gone:"
+            f" name one that is there in {folder / _LAST_CHECKPOINT}, or give another OUTPUT_DIR"
         )
     config = folder / _CONFIG
     before = leaves(yaml.safe_load(config.read_text())) if config.exists() else {}
@@ -108,6 +120,20 @@ def check_folder(cfg: Any, *, resume: bool) -> None:
             f"OUTPUT_DIR {folder} holds another training ({'; '.join(changed)}): give another"
             " OUTPUT_DIR, or the settings that it was begun with"
         )
+
+
+def forget_starts_without_checkpoint(folder: Path) -> None:
+    """Removes the provenance of starts that saved no checkpoint: the next one owes them nothing."""
+    if last_checkpoint(folder) is None:
+        (folder / PROVENANCE_FILE).unlink(missing_ok=True)
+
+
+def _has_final_numbers(folder: Path) -> bool:
+    path = folder / RESULTS_FILE
+    entries = json.loads(path.read_text()).values() if path.exists() else ()
+    records = [entry.get("evaluated") for entry in entries]
+    # Without a record they are of an earlier version, and may be.
+    return any(record is None or record["iteration"] >= record["max_iter"] for record in records)
 
 
 def _other_pretrained_model(folder: Path, weights: Path) -> str | None:

@@ -34,6 +34,7 @@ from vissl_barlow.detection.run_folder import (
     TRAINING,
     check_folder,
     evaluated,
+    forget_starts_without_checkpoint,
     last_checkpoint,
 )
 from vissl_barlow.detection.weights import StrictCheckpointer, load_backbone
@@ -326,6 +327,7 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
     recorded = args.machine_rank == 0
     if recorded:
         folder.mkdir(parents=True, exist_ok=True)
+        forget_starts_without_checkpoint(folder)
         write_provenance(
             folder,
             cfg.SEED,
