@@ -128,11 +128,14 @@ def check_hardware(cfg: Any, *, processes: int, processes_per_machine: int, gpus
             f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {processes} processes:"
             " change --num-gpus, or add --scale-batch-and-lr"
         )
+    sections = {name: cfg.MODEL.get(name, {}).get("NORM", "") for name in NORM_SECTIONS}
+    on_gpus = {name: norm for name, norm in sections.items() if norm in GPU_NORMS}
     if cfg.MODEL.DEVICE.startswith("cuda"):
         if not gpus:
+            norms = "".join(f" MODEL.{name}.NORM BN" for name in on_gpus)
             faults.append(
                 f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but no CUDA device is visible:"
-                " to run on CPU (slow), add MODEL.DEVICE cpu MODEL.RESNETS.NORM BN"
+                f" to run on CPU (slow), add MODEL.DEVICE cpu{norms}"
             )
         elif processes_per_machine > gpus:
             faults.append(
@@ -140,13 +143,11 @@ def check_hardware(cfg: Any, *, processes: int, processes_per_machine: int, gpus
                 f" use --num-gpus {gpus} --scale-batch-and-lr"
             )
     else:
-        for section in NORM_SECTIONS:
-            norm = cfg.MODEL.get(section, {}).get("NORM", "")
-            if norm in GPU_NORMS:
-                faults.append(
-                    f"MODEL.{section}.NORM is {norm!r}, which needs GPUs, but MODEL.DEVICE is"
-                    f" {cfg.MODEL.DEVICE!r}: add MODEL.{section}.NORM BN"
-                )
+        faults += [
+            f"MODEL.{name}.NORM is {norm!r}, which needs GPUs, but MODEL.DEVICE is"
+            f" {cfg.MODEL.DEVICE!r}: add MODEL.{name}.NORM BN"
+            for name, norm in on_gpus.items()
+        ]
     refuse(faults)
 
 
