@@ -1,11 +1,9 @@
 """Where a result comes from: versions, revision, seed, command, weights and machine, beside it."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -14,11 +12,11 @@ from pathlib import Path
 import torch
 
 from vissl_barlow.atomic_files import write_text_atomically
+from vissl_barlow.libraries import checkout_commit, library_sources, library_versions
 from vissl_barlow.paths import PACKAGE
 from vissl_barlow.version import __version__
 
 PROVENANCE_FILE = "barlow_run.json"
-LIBRARIES = ("vissl", "classy-vision", "torch", "torchvision", "numpy", "hydra-core", "fvcore")
 
 
 def command_line() -> list[str]:
@@ -36,15 +34,7 @@ def provenance(
     seed: int, command: Sequence[str], weights: str | os.PathLike | None, processes: int
 ) -> dict:
     """What makes a run, as plain data for JSON; the arguments are `write_provenance`'s."""
-    versions: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "vissl_barlow": __version__,
-    }
-    for library in LIBRARIES:
-        try:
-            versions[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            versions[library] = None  # on the path without being installed: a source checkout
+    own = {"python": platform.python_version(), "vissl_barlow": __version__}
     cuda = torch.cuda.is_available()
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -52,8 +42,9 @@ def provenance(
         "command": list(command),
         "weights": _weights(weights),
         "seed": seed,
-        "versions": versions,
-        "revision": _revision(),
+        "versions": {**own, **library_versions()},
+        "sources": library_sources(),
+        "revision": checkout_commit(PACKAGE.parent),  # None for an installed wheel
         "processes": processes,
         "hardware": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} CPU cores",
     }
@@ -110,12 +101,3 @@ def _weights(path: str | os.PathLike | None) -> dict | None:
 
 def _write(folder: Path, starts: list[dict]) -> None:
     write_text_atomically(folder / PROVENANCE_FILE, json.dumps(starts, indent=2) + "\n")
-
-
-def _revision() -> str | None:
-    """The checkout's commit, marked if it differs from it; None for an installed wheel."""
-    if not (PACKAGE.parent / ".git").exists():
-        return None
-    command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None

@@ -169,7 +169,9 @@ def test_gpus_are_asked_for_only_where_the_config_needs_them(name):
     cfg = load(name)
     cfg.MODEL.DEVICE = "cuda"
     hardware(cfg, processes=16, processes_per_machine=8, gpus=8)
-    with pytest.raises(ValueError, match=r"no CUDA device.*MODEL.DEVICE cpu MODEL.RESNETS.NORM BN"):
+    fpn = " MODEL.FPN.NORM BN" if "FPN" in cfg.MODEL else ""
+    remedy = rf"no CUDA device.*MODEL.DEVICE cpu MODEL.RESNETS.NORM BN{fpn}$"
+    with pytest.raises(ValueError, match=remedy):
         hardware(cfg)
     with pytest.raises(ValueError, match=r"--num-gpus 4 but 2 CUDA.*--num-gpus 2"):
         hardware(cfg, processes=4, processes_per_machine=4, gpus=2)

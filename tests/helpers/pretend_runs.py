@@ -136,8 +136,11 @@ def svm(folder: Path, weights: Path, mean_ap: float) -> Path:
     return folder
 
 
-def detection(folder: Path, weights: Path, boxes: dict, *overrides: str, seed=0) -> Path:
-    """Faster R-CNN on VOC, as Detectron2 and this plugin's command leave it."""
+def detection(
+    folder: Path, weights: Path, boxes: dict, *overrides: str, seed=0, evaluated=None
+) -> Path:
+    """Faster R-CNN on VOC, as Detectron2 and this plugin's command leave it after the last iteration,
+    or after what `evaluated` says."""
     command = [
         *(Path(sys.executable).name, "-m", "vissl_barlow.detection", "--resume", "--num-gpus", "8"),
         *("--config-file", "voc0712_faster_rcnn_R50_C4_24k", "MODEL.WEIGHTS", str(weights)),
@@ -145,6 +148,7 @@ def detection(folder: Path, weights: Path, boxes: dict, *overrides: str, seed=0)
     ]
     write(folder, start(command, weights=weights, seed=seed))
     (folder / "config.yaml").write_text("VERSION: 2\n")
-    content = {"voc_2007_test": {"metric": "VOC's", "bbox": boxes}}
+    last = {"start": "training", "iteration": 24000, "max_iter": 24000}
+    content = {"voc_2007_test": {"metric": "VOC's", "bbox": boxes, "evaluated": evaluated or last}}
     (folder / "results.json").write_text(json.dumps(content))
     return folder

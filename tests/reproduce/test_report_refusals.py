@@ -5,7 +5,17 @@ import re
 import shutil
 
 import pytest
-from pretend_runs import LINEAR, experiment, linear, probed, start, svm, vissl_command, write
+from pretend_runs import (
+    LINEAR,
+    detection,
+    experiment,
+    linear,
+    probed,
+    start,
+    svm,
+    vissl_command,
+    write,
+)
 from reports import measured, report, rows
 
 from vissl_barlow.reproduce.__main__ import main
@@ -120,3 +130,40 @@ def test_settings_that_changed_are_named_in_the_order_of_time(tmp_path, main_run
     report(tmp_path, status=1)
     told = "; then ".join(f"{override}, global batch=256" for override in later)
     assert f"different settings: global batch=256; then {told}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "reason"),
+    [
+        ({"start": "training", "iteration": 6000, "max_iter": 24000}, "iteration 6000 of 24000"),
+        ({"start": "eval-only", "iteration": 24000, "max_iter": 24000}, "of --eval-only"),
+        ({"start": "eval-only", "iteration": None, "max_iter": 24000}, "of --eval-only"),
+    ],
+)
+def test_an_evaluation_beside_the_end_of_a_training_is_no_row_of_table_4(
+    evaluated, reason, tmp_path, capsys
+):
+    weights = tmp_path / "runs" / "checkpoint.torch"
+    weights.parent.mkdir()
+    weights.write_bytes(b"pretrained")
+    boxes = {"AP50": 82.0, "AP75": 63.0}
+    for seed in range(4):
+        detection(tmp_path / f"runs/seed{seed}", weights, {"AP": 56.7, **boxes}, seed=seed)
+    detection(
+        tmp_path / "runs/seed3/beside", weights, {"AP": 30.0, **boxes}, seed=4, evaluated=evaluated
+    )
+    out = report(tmp_path, status=1)
+    assert "56.7 ± 0.0 (4 of 5 runs)" in (out / "table4.md").read_text()
+    assert "refused: seed3/beside: its numbers are of" in (told := capsys.readouterr().err)
+    assert reason in told
+
+
+def test_numbers_of_a_version_that_did_not_say_what_they_are_of_are_refused(tmp_path, capsys):
+    weights = tmp_path / "checkpoint.torch"
+    weights.write_bytes(b"pretrained")
+    folder = detection(tmp_path / "runs/old", weights, {"AP": 56.7, "AP50": 82.0, "AP75": 63.0})
+    results = json.loads((folder / "results.json").read_text())
+    del results["voc_2007_test"]["evaluated"]
+    (folder / "results.json").write_text(json.dumps(results))
+    assert ("table4", "VOC07+12 detection", "box AP") not in measured(report(tmp_path, status=1))
+    assert "--resume evaluates the final model again" in capsys.readouterr().err

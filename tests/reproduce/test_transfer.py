@@ -242,7 +242,11 @@ def test_table_4_repeats_voc_and_reports_mean_and_spread(capsys, tmp_path):
         folder = tmp_path / "report" / voc / f"seed{seed}"
         boxes = {"AP": ap, "AP50": 82.0, "AP75": 63.0}
         detection(folder, weights, boxes, "SOLVER.MAX_ITER", "9", seed=seed)
-    # What is finished is not run again.
+    middle = {"start": "training", "iteration": 3, "max_iter": 9}
+    boxes = {"AP": 1.0, "AP50": 2.0, "AP75": 0.5}
+    unfinished = tmp_path / "report" / voc / "seed4"
+    detection(unfinished, weights, boxes, "SOLVER.MAX_ITER", "9", seed=4, evaluated=middle)
+    # What is finished is not run again; what was evaluated on the way there is not finished.
     assert [command[-3] for command in commands(capsys, *arguments)] == ["1", "2", "4", "0"]
     assert main(["table4", "--list", "SOLVER.MAX_ITER=9"]) == 0
     report = (tmp_path / "report" / "table4.md").read_text()

@@ -11,7 +11,7 @@ INSTALL = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status; what a user can mend is reported in one line."""
+    """Returns the exit status; what a user can mend is reported in one line for each fault."""
     try:
         from vissl_barlow.detection import trainer
     except ImportError as error:
@@ -23,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cfg = trainer.prepare(args)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        for fault in str(error).splitlines():
+            print(f"error: {fault}", file=sys.stderr)
         return 1
     trainer.launch_run(args, cfg)
     return 0

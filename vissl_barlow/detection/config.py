@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from vissl_barlow.checkpoint import TrunkDepth
 from vissl_barlow.paths import config_folder
 from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -47,15 +49,16 @@ def check_input(cfg: Any) -> None:
         cfg: a config node with `MODEL` and `INPUT`.
 
     Raises:
-        ValueError: naming the key, its value and the value it needs.
+        ValueError: a line for each fault, naming the key, its value and the value it needs.
     """
+    faults = []
     if cfg.MODEL.RESNETS.STRIDE_IN_1X1:
-        raise ValueError(
+        faults.append(
             "MODEL.RESNETS.STRIDE_IN_1X1 is True, the layout of Caffe's ResNets; the pretrained"
             " weights stride in the 3x3 convolution: set it to False"
         )
     if cfg.INPUT.FORMAT != "RGB":
-        raise ValueError(
+        faults.append(
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; the pretrained weights expect RGB images:"
             " set it to 'RGB'"
         )
@@ -66,10 +69,44 @@ def check_input(cfg: Any) -> None:
             for value, target in zip(values, expected)
         ):
             wanted = [round(target, 3) for target in expected]
-            raise ValueError(
+            faults.append(
                 f"MODEL.{key} is {list(values)}; the pretrained weights expect RGB images"
                 f" normalised as in pretraining: set it to {wanted}"
             )
+    refuse(faults)
+
+
+def check_trunk(cfg: Any, trunk: TrunkDepth) -> None:
+    """Refuses a config whose ResNet is not the pretrained one.
+
+    Args:
+        cfg: a config node with `MODEL`.
+        trunk: what the checkpoint in MODEL.WEIGHTS holds.
+
+    Raises:
+        ValueError: naming the ResNet in the checkpoint and the keys and values that it needs.
+    """
+    own = cfg.MODEL.RESNETS
+    basic_blocks = trunk.depth < 50
+    wanted = {
+        "DEPTH": trunk.depth,
+        "STEM_OUT_CHANNELS": round(64 * trunk.width_multiplier),
+        "WIDTH_PER_GROUP": round(64 * trunk.width_multiplier),
+        # A basic block puts out as many channels as it works on, a bottleneck four times as many.
+        "RES2_OUT_CHANNELS": round((64 if basic_blocks else 256) * trunk.width_multiplier),
+    }
+    settings = " ".join(
+        f"MODEL.RESNETS.{key} {value}" for key, value in wanted.items() if own[key] != value
+    )
+    width = "" if trunk.width_multiplier == 1 else f" x{trunk.width_multiplier:g}"
+    found = f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: this is a ResNet-{trunk.depth}{width}"
+    if basic_blocks and "res5" not in own.OUT_FEATURES:
+        raise ValueError(
+            f"{found}, and the C4 models' res5 has the bottleneck blocks of a ResNet-50: take"
+            f" --config-file coco_mask_rcnn_R50_FPN_1x{settings and ', and set ' + settings}"
+        )
+    if settings:
+        raise ValueError(f"{found}: set {settings}")
 
 
 def check_hardware(cfg: Any, *, processes: int, processes_per_machine: int, gpus: int) -> None:
@@ -82,30 +119,50 @@ def check_hardware(cfg: Any, *, processes: int, processes_per_machine: int, gpus
         gpus: CUDA devices of this machine.
 
     Raises:
-        ValueError: naming the key or flag, its value and the remedy.
+        ValueError: a line for each fault, naming the key or flag, its value and the remedy.
     """
+    faults = []
     batch = cfg.SOLVER.IMS_PER_BATCH
     if batch % processes:
-        raise ValueError(
+        faults.append(
             f"SOLVER.IMS_PER_BATCH {batch} cannot be divided among {processes} processes:"
             " change --num-gpus, or add --scale-batch-and-lr"
         )
+    sections = {name: cfg.MODEL.get(name, {}).get("NORM", "") for name in NORM_SECTIONS}
+    on_gpus = {name: norm for name, norm in sections.items() if norm in GPU_NORMS}
     if cfg.MODEL.DEVICE.startswith("cuda"):
         if not gpus:
-            raise ValueError(
+            norms = "".join(f" MODEL.{name}.NORM BN" for name in on_gpus)
+            faults.append(
                 f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} but no CUDA device is visible:"
-                " to run on CPU (slow), add MODEL.DEVICE cpu MODEL.RESNETS.NORM BN"
+                f" to run on CPU (slow), add MODEL.DEVICE cpu{norms}"
             )
-        if processes_per_machine > gpus:
-            raise ValueError(
+        elif processes_per_machine > gpus:
+            faults.append(
                 f"--num-gpus {processes_per_machine} but {gpus} CUDA device(s) are visible:"
                 f" use --num-gpus {gpus} --scale-batch-and-lr"
             )
-        return
-    for section in NORM_SECTIONS:
-        norm = cfg.MODEL.get(section, {}).get("NORM", "")
-        if norm in GPU_NORMS:
-            raise ValueError(
-                f"MODEL.{section}.NORM is {norm!r}, which needs GPUs, but MODEL.DEVICE is"
-                f" {cfg.MODEL.DEVICE!r}: add MODEL.{section}.NORM BN"
-            )
+    else:
+        faults += [
+            f"MODEL.{name}.NORM is {norm!r}, which needs GPUs, but MODEL.DEVICE is"
+            f" {cfg.MODEL.DEVICE!r}: add MODEL.{name}.NORM BN"
+            for name, norm in on_gpus.items()
+        ]
+    refuse(faults)
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raises ValueError with a line for each fault, if there is any."""
+    if lines := "\n".join(faults):
+        raise ValueError(lines)
+
+
+def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A config node's values by their dotted keys, such as `SOLVER.BASE_LR`."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": leaf for name, leaf in leaves(value).items()}
+        else:
+            flat[key] = value
+    return flat

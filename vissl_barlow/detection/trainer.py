@@ -7,23 +7,50 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from vissl_barlow.atomic_files import write_text_atomically
+from vissl_barlow.checkpoint import read_trunk
 from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends what follows)
-from vissl_barlow.detection.config import check_hardware, check_input, config_path
+from vissl_barlow.detection.config import (
+    check_hardware,
+    check_input,
+    check_trunk,
+    config_path,
+    leaves,
+    refuse,
+)
 from vissl_barlow.detection.datasets import check_dataset, metric_note
+from vissl_barlow.detection.run_folder import (
+    EVAL_ONLY,
+    EVAL_ONLY_FOLDER,
+    RESULTS_FILE,
+    TRAINING,
+    check_folder,
+    evaluated,
+    forget_starts_without_checkpoint,
+    last_checkpoint,
+)
 from vissl_barlow.detection.weights import StrictCheckpointer, load_backbone
 from vissl_barlow.provenance import command_line, note_hours, write_provenance
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, launch
+from detectron2.engine import (
+    DefaultTrainer,
+    default_argument_parser,
+    default_setup,
+    hooks,
+    launch,
+)
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -33,11 +60,11 @@ logger = logging.getLogger("detectron2.vissl_barlow")
 
 # GPUs for which the configs state IMS_PER_BATCH and BASE_LR (paper, appendix C).
 REFERENCE_WORLD_SIZE = 8
-RESULTS_FILE = "results.json"
 
 
 class TransferTrainer(DefaultTrainer):
-    """DefaultTrainer that starts from a whole pretrained trunk and says what its metric is."""
+    """DefaultTrainer that starts from a whole pretrained trunk, evaluates the model that is saved,
+    and says which one that was and what its metric is."""
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resumes OUTPUT_DIR's last checkpoint, or loads the trunk in MODEL.WEIGHTS.
@@ -65,29 +92,68 @@ class TransferTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict:
-        """Evaluates on DATASETS.TEST; the main process writes OUTPUT_DIR/results.json.
+        """Evaluates the main process's model, the one that is saved, on DATASETS.TEST.
 
-        The file maps each dataset to its `metric`, a sentence, and to the numbers of each task:
-        `{"voc_2007_test": {"metric": ..., "bbox": {"AP": ..., "AP50": ..., "AP75": ...}}}`, in
-        percent; null where a class has no ground truth.
+        Detectron2 evaluates in each process with that process's running statistics, which differ: plain
+        BN sees the local images, and precise BN weighs by the local batch, under SyncBN too. The AP is
+        then of no single model, and not that of model_final.pth. (engine/defaults.py:414 in main, :380
+        in 0.6, `broadcast_buffers=False`; fvcore 0.1.5, nn/precise_bn.py:152; Detectron2's issue 5398.)
         """
-        results = super().test(cfg, model, evaluators)
+        if comm.get_world_size() > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        return super().test(cfg, model, evaluators)
+
+    def build_hooks(self) -> list[hooks.HookBase | None]:
+        """Detectron2's, the evaluations recorded."""
+        recorded = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        return [
+            recorded if isinstance(hook, hooks.EvalHook) else hook for hook in super().build_hooks()
+        ]
+
+    def _evaluate(self) -> dict:
+        self._last_eval_results = results = self.test(self.cfg, self.model)
         if comm.is_main_process():
-            names = cfg.DATASETS.TEST
-            by_dataset = {names[0]: results} if len(names) == 1 else results
-            report = {name: _described(name, tasks) for name, tasks in by_dataset.items()}
-            for name, entry in report.items():
-                logger.info("%s: %s", name, entry["metric"])
-            with PathManager.open(os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE), "w") as file:
-                json.dump(report, file, indent=2)
+            last = self.iter + 1 >= self.max_iter
+            # After the last step, `iter` is MAX_ITER, more after a resume without a step, and less
+            # where that step failed.
+            iteration = min(self.iter, self.max_iter) if last else self.iter + 1
+            names = (f"model_{iteration - 1:07d}", *(["model_final"] if last else []))
+            newest = last_checkpoint(Path(self.cfg.OUTPUT_DIR))
+            weights = newest if newest is not None and newest.stem in names else None
+            record = evaluated(TRAINING, iteration, self.max_iter, weights)
+            write_results(self.cfg, results, record)
         return results
 
 
-def _described(dataset_name: str, tasks: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"metric": metric_note(MetadataCatalog.get(dataset_name))}
-    for task, scores in tasks.items():
-        entry[task] = {k: float(v) if math.isfinite(v) else None for k, v in scores.items()}
-    return entry
+def write_results(cfg: CfgNode, results: Mapping, record: Mapping[str, Any]) -> None:
+    """Writes OUTPUT_DIR/results.json; to be called by the main process.
+
+    The file maps each data set to its `metric`, a sentence, to what was `evaluated`, as
+    `run_folder.evaluated` describes it, and to the numbers of each task, in percent, null where a
+    class has no ground truth:
+    `{"voc_2007_test": {"metric": ..., "evaluated": {"start": "training", "iteration": 24000, ...},
+    "bbox": {"AP": ..., "AP50": ..., "AP75": ...}}}`.
+
+    Args:
+        results: of `TransferTrainer.test`.
+        record: of `run_folder.evaluated`.
+    """
+    names = cfg.DATASETS.TEST
+    by_dataset = {names[0]: results} if len(names) == 1 else results
+    report = {}
+    for name, tasks in by_dataset.items():
+        metric = metric_note(MetadataCatalog.get(name))
+        logger.info("%s: %s", name, metric)
+        report[name] = {"metric": metric, "evaluated": record, **_finite(tasks)}
+    write_text_atomically(Path(cfg.OUTPUT_DIR, RESULTS_FILE), json.dumps(report, indent=2) + "\n")
+
+
+def _finite(tasks: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    return {
+        task: {k: float(v) if math.isfinite(v) else None for k, v in scores.items()}
+        for task, scores in tasks.items()
+    }
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -110,61 +176,110 @@ def argument_parser() -> argparse.ArgumentParser:
 def build_config(args: argparse.Namespace) -> CfgNode:
     """The frozen config of a run; sets `args.config_file` to the file's path.
 
+    With `--eval-only`, OUTPUT_DIR is the folder `eval_only` below the one that was given, and with
+    `--resume` too, MODEL.WEIGHTS is the newest checkpoint of the one that was given.
+
     Raises:
         ValueError: the file, a key or a value is not what Detectron2 knows.
     """
     if flags := [option for option in args.opts if option.startswith("--")]:
         raise ValueError(f"{' '.join(flags)}: flags go before the first KEY VALUE pair")
+    if len(args.opts) % 2:
+        raise ValueError(f"{args.opts[-1]}: overrides are pairs, KEY VALUE")
     args.config_file = str(config_path(args.config_file))
     cfg = get_cfg()
-    try:
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
-    except Exception as error:  # of yaml, yacs or fvcore, each with kinds and layouts of its own
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config {args.config_file} with {args.opts}: {reason}") from error
+    refuse(_faults_of_merging(args.config_file, lambda: cfg.merge_from_file(args.config_file)))
+    faults: list[str] = []
+    keys = set(leaves(cfg))
+    for key, value in zip(args.opts[::2], args.opts[1::2]):
+        near = [] if key in keys else get_close_matches(key, keys, n=1)
+        what = f"{key} {value}" + "".join(f" (is {name} meant?)" for name in near)
+        faults += _faults_of_merging(what, partial(cfg.merge_from_list, [key, value]))
+    refuse(faults)
     if args.scale_batch_and_lr:
+        if cfg.SOLVER.IMS_PER_BATCH % REFERENCE_WORLD_SIZE:
+            raise ValueError(
+                f"--scale-batch-and-lr with SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}: give the"
+                f" batch for {REFERENCE_WORLD_SIZE} GPUs, a multiple of {REFERENCE_WORLD_SIZE}"
+            )
         cfg.SOLVER.REFERENCE_WORLD_SIZE = REFERENCE_WORLD_SIZE
         cfg = DefaultTrainer.auto_scale_workers(cfg, args.num_gpus * args.num_machines)
+    if args.eval_only:
+        newest = last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume else None
+        cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS if newest is None else str(newest)
+        cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, EVAL_ONLY_FOLDER)
     cfg.freeze()
     return cfg
+
+
+def _faults_of_merging(what: str, merge: Callable[[], Any]) -> list[str]:
+    try:
+        merge()
+    except Exception as error:  # of yaml, yacs or fvcore, each with kinds and layouts of its own
+        return [f"{what}: {' '.join(str(error).split())}"]
+    return []
 
 
 def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Finds in seconds what would fail after minutes of loading, or would fail silently.
 
     Raises:
-        ValueError: a dataset is missing, the hardware or the config unfit, the weights not whole.
-        OSError: the weights cannot be read.
+        ValueError: a line for each fault: a data set is missing, the hardware, the config or
+            OUTPUT_DIR unfit, the weights missing, unreadable or not whole.
     """
+    checks: list[Callable[[], None]] = [
+        partial(_check_machines, args),
+        partial(check_input, cfg),
+        partial(
+            check_hardware,
+            cfg,
+            processes=args.num_gpus * args.num_machines,
+            processes_per_machine=args.num_gpus,
+            gpus=torch.cuda.device_count(),
+        ),
+    ]
+    trained_on = () if args.eval_only else cfg.DATASETS.TRAIN
+    checks += [partial(_check_dataset, name, tested=False) for name in trained_on]
+    checks += [partial(_check_dataset, name, tested=True) for name in cfg.DATASETS.TEST]
+    if not args.eval_only:
+        checks.append(partial(check_folder, cfg, resume=args.resume))
+    checks.append(partial(_check_weights, cfg, args))
+    faults = []
+    for check in checks:
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+    refuse(faults)
+
+
+def _check_machines(args: argparse.Namespace) -> None:
     if args.num_machines > 1 and args.dist_url == "auto":
         raise ValueError(
             f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT of the first one"
         )
-    check_input(cfg)
-    check_hardware(
-        cfg,
-        processes=args.num_gpus * args.num_machines,
-        processes_per_machine=args.num_gpus,
-        gpus=torch.cuda.device_count(),
-    )
-    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
-        if name not in DatasetCatalog.list():
-            raise ValueError(f"dataset {name!r} is not registered with Detectron2")
-        check_dataset(name, MetadataCatalog.get(name))
-    for name in cfg.DATASETS.TEST:
-        metric_note(MetadataCatalog.get(name))
-    _check_weights(cfg, args)
+
+
+def _check_dataset(name: str, *, tested: bool) -> None:
+    if name not in DatasetCatalog.list():
+        raise ValueError(f"dataset {name!r} is not registered with Detectron2")
+    metadata = MetadataCatalog.get(name)
+    check_dataset(name, metadata)
+    if tested:
+        metric_note(metadata)
 
 
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    if args.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists():
+    resumes = args.resume and last_checkpoint(Path(cfg.OUTPUT_DIR)) is not None
+    if resumes and not args.eval_only:
         return
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: give the checkpoint to transfer")
     path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: no such file")
+    if not args.eval_only:
+        check_trunk(cfg, read_trunk(path).layout)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
@@ -183,9 +298,13 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> None:
     default_setup(cfg, args)
     if args.eval_only:
         model = TransferTrainer.build_model(cfg)
-        checkpointer = StrictCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        TransferTrainer.test(cfg, model)
+        checkpoint = StrictCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        results = TransferTrainer.test(cfg, model)
+        if comm.is_main_process():
+            last = checkpoint.get("iteration")
+            iteration = None if last is None else last + 1
+            path = Path(PathManager.get_local_path(cfg.MODEL.WEIGHTS))
+            write_results(cfg, results, evaluated(EVAL_ONLY, iteration, cfg.SOLVER.MAX_ITER, path))
         return
     trainer = TransferTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
@@ -208,6 +327,7 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
     recorded = args.machine_rank == 0
     if recorded:
         folder.mkdir(parents=True, exist_ok=True)
+        forget_starts_without_checkpoint(folder)
         write_provenance(
             folder,
             cfg.SEED,

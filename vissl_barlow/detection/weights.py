@@ -19,6 +19,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 # Blocks only: the norm that follows them in the ROI head belongs to no trunk.
 _BACKBONE = re.compile(r"(?:^|\.)((?:stem|res[2-5]\.\d+)\..+)")
 _BOOKKEEPING = ".num_batches_tracked"
+# Detectron2 takes the last two from the config, and old checkpoints hold them.
+_NOT_TRAINED = (_BOOKKEEPING, "pixel_mean", "pixel_std")
 _NAMES_SHOWN = 4
 
 
@@ -71,15 +73,28 @@ def load_backbone(model: nn.Module, path: str | os.PathLike) -> int:
 
 
 class StrictCheckpointer(DetectionCheckpointer):
-    """Reads a whole detection model, for evaluation; a tensor left random is an error."""
+    """Reads a whole detection model, for evaluation: a tensor left random, or left out, is an error.
+
+    Detectron2 logs both. The blocks of a ResNet-50 are among those of a ResNet-101: the deeper
+    model's checkpoint would leave nothing random in the shallower one.
+    """
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)
-        missing = [name for name in incompatible.missing_keys if not name.endswith(_BOOKKEEPING)]
+        missing, unused = (
+            [name for name in names if not name.endswith(_NOT_TRAINED)]
+            for names in (incompatible.missing_keys, incompatible.unexpected_keys)
+        )
         if missing:
             raise CheckpointError(
                 f"the checkpoint leaves {len(missing)} tensors of the detection model random"
                 f" ({_shown(missing)}): --eval-only needs MODEL.WEIGHTS of a trained detection"
                 " model, such as model_final.pth"
+            )
+        if unused:
+            raise CheckpointError(
+                f"the checkpoint has {len(unused)} tensors without a place in the detection model"
+                f" ({_shown(unused)}): --eval-only needs the --config-file and the overrides of the"
+                " training"
             )
         return incompatible

@@ -7,9 +7,11 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from vissl_barlow.detection.run_folder import why_not_final
 from vissl_barlow.paths import config_folder
 from vissl_barlow.run_files import PROBE_FILE
 
@@ -55,16 +57,29 @@ DETECTION_TASKS = {"bbox": "box", "segm": "mask"}
 
 
 def read_detection(path: Path) -> dict[str, float]:
-    """APs from the detection run's results.json."""
-    if not path.exists():
+    """APs after the last iteration, from the detection run's results.json."""
+    scores = _detection_scores(path)
+    if why_not_final(scores):
         return {}
-    (scores,) = json.loads(path.read_text()).values()  # one data set is tested on
     return {
         f"{DETECTION_TASKS[task]} {name}": scores[task][name]
         for task in DETECTION_TASKS
         if task in scores
         for name in ("AP", "AP50", "AP75")
     }
+
+
+def why_detection_is_refused(path: Path) -> str | None:
+    """Why the APs in results.json are not the run's; None where they are, or there are none."""
+    scores = _detection_scores(path)
+    return why_not_final(scores) if scores else None
+
+
+def _detection_scores(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    (scores,) = json.loads(path.read_text()).values()  # one data set is tested on
+    return scores
 
 
 def read_probe(path: Path) -> dict[str, float]:
@@ -95,6 +110,13 @@ class ResultFile:
     def read(self, folder: Path) -> dict[str, float]:
         """Figures in %, by name; none while the run in `folder` has not come to its end."""
         return READERS[self.kind](folder / self.file)
+
+    def why_refused(self, folder: Path) -> str | None:
+        """Why the numbers that are in the file are not the run's result; None where they are, or where
+        the file itself, or its absence, tells a run that has not come to its end."""
+        if self.kind != "detection":
+            return None
+        return why_detection_is_refused(folder / self.file)
 
 
 ACCURACY = ResultFile("accuracy", "metrics.json")

@@ -263,10 +263,14 @@ def _result_file(config: str) -> ResultFile:
 
 
 def _read_result(folder: Path, config: str) -> dict[str, float]:
+    file = _result_file(config)
     try:
-        result = _result_file(config).read(folder)
+        refused = file.why_refused(folder)
+        result = file.read(folder)
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise Refused(f"its result cannot be read: {type(error).__name__}: {error}") from error
+    if refused:
+        raise Refused(refused)
     for name, value in result.items():
         # VISSL's SVM tool writes -1 where every class failed, and ends with exit status 0.
         if value is None or not (math.isfinite(value) and 0 <= value <= 100):

@@ -1,0 +1,161 @@
+"""What is refused before any work, in one line; the weights are read, nothing is trained."""
+
+import pytest
+import torch
+import torchvision
+from detection_runs import FPN, SMALL, VOC, build, config
+
+from vissl_barlow.checkpoint import CheckpointError, TrunkDepth
+from vissl_barlow.detection.config import check_trunk
+
+pytestmark = pytest.mark.detectron2
+
+
+@pytest.fixture
+def voc_in_place(data, monkeypatch):
+    """The drawn VOC, where Detectron2 looks: it read DETECTRON2_DATASETS once, on import."""
+    from detectron2.data import MetadataCatalog
+
+    years = {"voc_2007_trainval": 2007, "voc_2012_trainval": 2012, "voc_2007_test": 2007}
+    for name, year in years.items():
+        metadata = MetadataCatalog.get(name)
+        monkeypatch.setitem(metadata.__dict__, "dirname", str(data / f"VOC{year}"))
+
+
+def refusal(capfd, *arguments) -> str:
+    """The line with which the command line refuses these arguments."""
+    from vissl_barlow.detection.__main__ import main
+
+    assert main([str(argument) for argument in arguments]) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("MODEL.WEIGHTS", ""), "MODEL.WEIGHTS is empty"),
+        (("MODEL.WEIGHTS", "absent.pth"), "absent.pth: no such file"),
+        (("MODEL.RESNETS.DEPTH", 101), ".pth: this is a ResNet-50: set MODEL.RESNETS.DEPTH 50"),
+        (("MODEL.RESNETS.NORM", "SyncBN"), "'SyncBN', which needs GPUs"),
+        (("INPUT.FORMAT", "BGR"), "set it to 'RGB'"),
+        (("DATASETS.TEST", "('voc_2007_val',)"), "voc_2007_val is missing: expected"),
+        (("DATASETS.TEST", "('nowhere',)"), "'nowhere' is not registered"),
+        (("SOLVER.NO_SUCH_KEY", "1"), "SOLVER.NO_SUCH_KEY"),
+        (("SOLVER.BASE_LR", "fast"), "config key: SOLVER.BASE_LR"),
+        (("MODEL.ROI_HEADS.NAME", "Nobodys"), "cannot be built: \"No object named 'Nobodys'"),
+        (("--resume",), "--resume: flags go before"),
+        (("SEED",), "SEED: overrides are pairs, KEY VALUE"),
+        (("SOLVER.BASELR", "0.1"), "SOLVER.BASELR 0.1 (is SOLVER.BASE_LR meant?)"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_before_any_work(
+    options, message, voc_in_place, checkpoints, tmp_path, capfd
+):
+    output = tmp_path / "run"
+    given = ["MODEL.WEIGHTS", checkpoints.authors, "OUTPUT_DIR", output, *options]
+    assert message in refusal(capfd, "--config-file", VOC, *SMALL, *given)
+    assert not output.exists()
+
+
+def test_all_faults_are_said_at_once(checkpoints, tmp_path, capfd):
+    from vissl_barlow.detection.__main__ import main
+
+    given = ["--config-file", VOC, *SMALL, "OUTPUT_DIR", str(tmp_path / "run")]
+    unknown = ["SOLVER.BASELR", "0.1", "SEEED", "1"]
+    assert main([*given, *unknown]) == 1
+    first, second = capfd.readouterr().err.splitlines()
+    assert "SOLVER.BASE_LR meant" in first and "SEED meant" in second
+
+    wrong = ["INPUT.FORMAT", "BGR", "MODEL.RESNETS.STRIDE_IN_1X1", "True"]
+    wrong += ["MODEL.RESNETS.NORM", "SyncBN", "SOLVER.IMS_PER_BATCH", "3"]
+    wrong += ["DATASETS.TRAIN", "('nowhere', 'nor_here')", "DATASETS.TEST", "('nor_there',)"]
+    assert main(["--num-gpus", "2", *given, *wrong, "MODEL.WEIGHTS", "absent.pth"]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert all(line.startswith("error: ") for line in lines)
+    told = (
+        "STRIDE_IN_1X1",
+        "BGR",
+        "IMS_PER_BATCH 3",
+        "NORM is 'SyncBN'",
+        "'nowhere'",
+        "'nor_here'",
+    )
+    told += ("'nor_there'", "absent.pth: no such file")
+    assert [part for part, line in zip(told, lines, strict=True) if part not in line] == []
+
+
+def test_scaling_needs_the_batch_of_the_reference(capfd):
+    given = ("--scale-batch-and-lr", "--config-file", VOC, *SMALL, "SOLVER.IMS_PER_BATCH", 12)
+    assert "IMS_PER_BATCH 12: give the batch for 8 GPUs" in refusal(capfd, *given)
+
+
+def test_a_folder_with_a_training_is_refused_unless_it_is_resumed_as_it_was(
+    voc_in_place, checkpoints, tmp_path, capfd
+):
+    given = ("--config-file", VOC, *SMALL, "MODEL.WEIGHTS", checkpoints.authors)
+    given += ("OUTPUT_DIR", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("model_0000019.pth")
+    (tmp_path / "model_0000019.pth").touch()
+    (tmp_path / "config.yaml").write_text(config(VOC, *given[2:]).dump())
+    assert f"OUTPUT_DIR {tmp_path} holds a training: add --resume" in refusal(capfd, *given)
+    changed = refusal(capfd, "--resume", *given, "SOLVER.BASE_LR", "0.3", "SEED", "1")
+    assert "SEED was 0 and is 1; SOLVER.BASE_LR was 0.02 and is 0.3" in changed
+
+
+def test_a_resnet_18_is_told_so(voc_in_place, tmp_path, capfd):
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    given = ("MODEL.WEIGHTS", path, "OUTPUT_DIR", tmp_path / "run")
+    told = refusal(capfd, "--config-file", VOC, *SMALL, *given)
+    assert f"MODEL.WEIGHTS {path}: this is a ResNet-18, and the C4 models' res5 has" in told
+    settings = "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64"
+    assert "coco_mask_rcnn_R50_FPN_1x" in told and settings in told
+
+    with pytest.raises(ValueError, match=f"this is a ResNet-18: set {settings}$"):
+        check_trunk(config(FPN, "MODEL.WEIGHTS", path), TrunkDepth(18, small_stem=False))
+
+
+def test_a_resnet_18_trains_with_the_settings_it_was_told(tmp_path):
+    from vissl_barlow.detection.weights import load_backbone
+
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    told = ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
+    check_trunk(config(FPN, *told), TrunkDepth(18, small_stem=False))
+    assert load_backbone(build(FPN, *told), path) == 100
+
+
+def test_a_wide_resnet_is_told_its_widths(tmp_path):
+    told = (
+        "this is a ResNet-50 x2: set MODEL.RESNETS.STEM_OUT_CHANNELS 128"
+        " MODEL.RESNETS.WIDTH_PER_GROUP 128 MODEL.RESNETS.RES2_OUT_CHANNELS 512$"
+    )
+    with pytest.raises(ValueError, match=told):
+        check_trunk(config(VOC), TrunkDepth(50, small_stem=False, width_multiplier=2))
+
+
+def test_a_trunk_that_fits_in_part_is_refused(resnet, tmp_path):
+    from vissl_barlow.detection.weights import load_backbone
+
+    model = build(VOC, "MODEL.RESNETS.DEPTH", 101)
+    torch.save(resnet.state_dict(), tmp_path / "resnet50.pth")
+    with pytest.raises(CheckpointError, match="matches 265 of 520 backbone tensors"):
+        load_backbone(model, tmp_path / "resnet50.pth")
+
+
+def test_eval_only_refuses_a_pretrained_trunk(checkpoints):
+    from vissl_barlow.detection.weights import StrictCheckpointer
+
+    with pytest.raises(CheckpointError, match=r"tensors of the detection model random.*eval-only"):
+        StrictCheckpointer(build(VOC)).load(str(checkpoints.authors))
+
+
+def test_eval_only_refuses_a_deeper_model_that_has_all_the_tensors(tmp_path):
+    from vissl_barlow.detection.weights import StrictCheckpointer
+
+    deeper = tmp_path / "model_final.pth"
+    torch.save({"model": build(VOC, "MODEL.RESNETS.DEPTH", 101).state_dict()}, deeper)
+    with pytest.raises(CheckpointError, match=r"255 tensors without a place.*--config-file"):
+        StrictCheckpointer(build(VOC)).load(str(deeper))
