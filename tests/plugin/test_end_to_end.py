@@ -126,6 +126,14 @@ def test_twenty_steps_are_algorithm_1s(uninterrupted):
         assert error <= RTOL * moved + EPS * start.norm(), f"{name}: {error / moved:.1e}"
 
 
+def test_no_view_is_seen_twice(uninterrupted):
+    """Every image has views of its own in every epoch: the run passes over its images four times."""
+    inputs = torch.load(uninterrupted / TRACE_FILE, weights_only=True)["inputs"]
+    views = [view.numpy().tobytes() for pair in inputs for batch in pair for view in batch]
+    assert len(views) == 2 * N * STEPS
+    assert len(set(views)) == len(views)
+
+
 # Checkpoints after epochs only, or every three steps too: the second epoch is steps 6 to 10.
 @pytest.mark.parametrize(("every_steps", "resumed_at"), [(-1, 5), (3, 6)])
 def test_a_killed_run_resumes_to_the_same_weights(every_steps, resumed_at, uninterrupted, tmp_path):

@@ -10,6 +10,8 @@ import pytest
 from plugin_probe import registered_names
 from vissl_runs import resolve, run_engines, succeeded
 
+import vissl_barlow
+
 DIGITS = "pretrain/vissl_barlow/digits_quickstart"
 SHORT = (
     f"config={DIGITS}",
@@ -45,6 +47,24 @@ def test_a_pickled_config_registers_the_plugin_where_it_arrives(tmp_path, method
     with multiprocessing.get_context(method).Pool(1) as pool:
         # The child imports VISSL and this helper only; the config's pickle brings the rest.
         assert pool.apply(registered_names, (config,)) >= NAMES
+
+
+def test_a_registration_that_fails_is_not_taken_for_done(monkeypatch):
+    vissl_barlow.register()
+    from vissl_barlow.vissl_plugin import mends, register
+
+    calls = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise ImportError("no such module")
+
+    monkeypatch.setattr(register, "_registered", False)
+    monkeypatch.setattr(mends, "apply", fail)
+    for _ in range(2):
+        with pytest.raises(ImportError, match="no such module"):
+            register.register()
+    assert len(calls) == 2
 
 
 def test_two_processes_with_loader_workers_train_as_one_job(tmp_path):

@@ -1,12 +1,15 @@
 """What a step says of the whole batch on two processes, each with rows of its own."""
 
 import contextlib
+import logging
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from gloo import run_gloo
+
+import vissl_barlow
 
 
 def task_of(rank: int, values: list[float]) -> SimpleNamespace:
@@ -34,63 +37,38 @@ def task_of(rank: int, values: list[float]) -> SimpleNamespace:
     )
 
 
-def step(rank: int, values: list[float]) -> dict[str, float]:
-    """One step under the hook that looks for a loss that is not finite."""
-    import vissl_barlow
-
-    vissl_barlow.register()
-    from classy_vision.generic.distributed_util import set_cpu_device
-
+def said_of_a_step(rank: int, values: list[float]) -> dict:
+    """What is said of the loss of one step, and whether the hook stops the run for it."""
     from vissl_barlow.loss import LossTerms
     from vissl_barlow.vissl_plugin.components.train_step import barlow_train_step
     from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
     from vissl_barlow.vissl_plugin.hooks.measure import loss_terms
 
-    set_cpu_device()
     task, hook = task_of(rank, values), BarlowFiniteLoss()
     hook.on_start(task)
     hook.on_phase_start(task)
     barlow_train_step(task)
     hook.on_loss_and_meter(task)
+    said = {
+        "step": float(task.last_batch.loss),
+        "VISSL's log": float(task.losses[-1]),
+        "barlow.jsonl": float(loss_terms(task)["loss"]),
+    }
     local = torch.tensor(values[rank])
-    without_terms = loss_terms(task)
     task.base_loss.terms = LossTerms(local, local, torch.zeros(()))
+    said["barlow.jsonl, of a loss with terms"] = float(loss_terms(task)["loss"])
     try:
         hook.check(task)
         stops = False
     except FloatingPointError:
         stops = True
-    return {
-        "step": float(task.last_batch.loss),
-        "VISSL's log": float(task.losses[-1]),
-        "barlow.jsonl": float(without_terms["loss"]),
-        "barlow.jsonl, of a loss with terms": float(loss_terms(task)["loss"]),
-        "stops": stops,
-    }
-
-
-def test_the_loss_said_is_the_mean_over_processes():
-    for said in run_gloo(step, 2, [1.0, 4.0]):
-        assert said.pop("stops") is False
-        assert set(said.values()) == {2.5}, said
-
-
-def test_a_loss_that_is_not_finite_in_one_process_stops_all_of_them():
-    assert [said["stops"] for said in run_gloo(step, 2, [1.0, math.nan])] == [True, True]
+    return {"loss": said, "stops": stops}
 
 
 def said_of_unreadable_images(rank: int) -> list[str]:
-    """The monitor's warnings at the end of three epochs: 2 bad images of this step, none, 1 more."""
-    import logging
-
-    import vissl_barlow
-
-    vissl_barlow.register()
-    from classy_vision.generic.distributed_util import set_cpu_device
-
+    """The monitor's warnings over three epochs with 1, 0 and 1 bad images, one more on rank 1."""
     from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor
 
-    set_cpu_device()
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
@@ -104,14 +82,40 @@ def said_of_unreadable_images(rank: int) -> list[str]:
     return [line.partition(" unreadable")[0] for line in said if "unreadable" in line]
 
 
-def test_unreadable_images_of_all_processes_are_counted_and_said_when_there_are_more():
-    assert run_gloo(said_of_unreadable_images, 2) == [["3", "5"], []]
+def run_process(rank: int) -> dict:
+    vissl_barlow.register()
+    from classy_vision.generic.distributed_util import set_cpu_device
+
+    set_cpu_device()
+    return {
+        "finite": said_of_a_step(rank, [1.0, 4.0]),
+        "nan on rank 1": said_of_a_step(rank, [1.0, math.nan]),
+        "unreadable": said_of_unreadable_images(rank),
+    }
+
+
+@pytest.fixture(scope="module")
+def said() -> list[dict]:
+    """By rank."""
+    return run_gloo(run_process, 2)
+
+
+def test_the_loss_said_is_the_mean_over_processes(said):
+    for of_rank in said:
+        assert set(of_rank["finite"]["loss"].values()) == {2.5}, of_rank
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_of_them(said):
+    assert [of_rank["finite"]["stops"] for of_rank in said] == [False, False]
+    assert [of_rank["nan on rank 1"]["stops"] for of_rank in said] == [True, True]
+
+
+def test_unreadable_images_of_all_processes_are_counted_and_said_when_there_are_more(said):
+    assert [of_rank["unreadable"] for of_rank in said] == [["3", "5"], []]
 
 
 @pytest.mark.parametrize("scale", [None, 1024.0])
 def test_the_gradient_norm_is_without_the_loss_scale(scale):
-    import vissl_barlow
-
     vissl_barlow.register()
     from vissl_barlow.vissl_plugin.hooks.measure import gradient_norm
 

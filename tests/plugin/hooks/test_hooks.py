@@ -53,6 +53,14 @@ def test_a_pretraining_has_the_hooks_its_config_asks_for(override, missing, tmp_
     assert found == [name for name in PRETRAINING if name not in missing]
 
 
+def test_a_run_keeps_the_command_it_was_resolved_with(tmp_path):
+    """Other processes of the run have command lines of their own."""
+    from vissl_barlow.provenance import command_line
+
+    assert resolve(tmp_path, DIGITS).BARLOW.COMMAND == command_line()
+    assert resolve(tmp_path, DIGITS, "+config.BARLOW.COMMAND=first").BARLOW.COMMAND == "first"
+
+
 def test_a_hook_does_nothing_where_it_says_nothing():
     from vissl.hooks import SSLClassyHookFunctions
 
@@ -75,7 +83,7 @@ def task_at(iteration: int, **attributes) -> SimpleNamespace:
     return SimpleNamespace(
         **{
             "iteration": iteration,
-            "max_iteration": 40,
+            "max_iteration": 41,
             "train": True,
             "device": torch.device("cpu"),
             "hooks": [],
@@ -92,7 +100,7 @@ def task_at(iteration: int, **attributes) -> SimpleNamespace:
         ("on_update", task_at(19), True),  # step 20
         ("on_update", task_at(20), False),
         ("on_update", task_at(0), True),  # the first step
-        ("on_update", task_at(39), True),  # the last
+        ("on_update", task_at(40), True),  # the last
         ("on_update", task_at(19, train=False), False),
         ("on_step", task_at(21, saves_every=3), True),  # a checkpoint is due
         ("on_step", task_at(22, saves_every=3), False),

@@ -22,7 +22,7 @@ GPU_DELAY = 2
 class BarlowStop(BarlowHook):
     """On SIGTERM, SIGUSR1 or SIGUSR2 to any process of the run, ends all of them after the same step.
 
-    The step under way is finished first (on GPUs, `GPU_DELAY` more) and a checkpoint written after it.
+    The step under way is finished first (on several GPUs, `GPU_DELAY` more) and a checkpoint written.
     """
 
     def __init__(self, check_finite: Callable) -> None:
