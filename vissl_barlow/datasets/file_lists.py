@@ -30,6 +30,21 @@ def write_file_lists(
         os.replace(partial, path)
 
 
+def load_list(path: str | os.PathLike, mmap: bool = False) -> np.ndarray:
+    """The array in one of VISSL's lists (`.npy`) of image paths or labels.
+
+    Raises:
+        ValueError: not an array of numbers or strings; a pickle, which could run code, is none.
+        OSError: the file is missing or cannot be opened.
+    """
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path}: not a plain array of numbers or strings, as numpy.save writes it ({error})"
+        ) from None
+
+
 def listed(names: Sequence[str], shown: int = 3) -> str:
     """The first names of a list, for a message."""
     return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -21,6 +21,7 @@ from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_nodes,
     check_schedule,
 )
+from vissl_barlow.vissl_plugin.checks.task import check_task
 from vissl_barlow.vissl_plugin.errors import ConfigError, RankFailed
 
 
@@ -33,7 +34,10 @@ def install() -> None:
             check(cfg, *engine_name)
         else:
             check_fit(cfg)
-        return resolve(cfg, *engine_name)
+        resolved = resolve(cfg, *engine_name)
+        if "BARLOW" in cfg:
+            check_task(cfg)  # afterwards: VISSL may have put in another task
+        return resolved
 
     hydra_config.infer_and_assert_hydra_config = check_and_resolve
     show_traceback = sys.excepthook

@@ -12,12 +12,12 @@ from vissl.utils.checkpoint import get_resume_checkpoint, is_training_finished
 from vissl.utils.io import is_url
 
 from vissl_barlow.checkpoint import CheckpointError
+from vissl_barlow.datasets.file_lists import load_list
 from vissl_barlow.images import UnreadableImage, read_image
 from vissl_barlow.resnet import representation_dim
 from vissl_barlow.vissl_plugin.checks.common import listed, model_on_meta
 from vissl_barlow.vissl_plugin.components.weights import model_weights
 from vissl_barlow.vissl_plugin.errors import ConfigError
-from vissl_barlow.vissl_plugin.mends.data import load_list
 
 CLASSIFICATION_LOSS = "cross_entropy_multiple_output_single_target"
 
