@@ -151,14 +151,19 @@ def test_pickles_of_any_object_load(tmp_path):
 
 
 def test_data_is_copied_by_vissls_commands(tmp_path, monkeypatch):
-    commands = []
-    monkeypatch.setattr(io.os, "system", commands.append)
-    (tmp_path / "images").mkdir()
+    local, commands = tmp_path / "local", []
+
+    def system(command: str) -> None:
+        commands.append(command.split()[0])
+        (local / "a.jpg").touch()  # VISSL asks for the size of the copy
+
+    monkeypatch.setattr(io.os, "system", system)
     (tmp_path / "a.jpg").touch()
-    io.copy_dir(str(tmp_path / "images"), str(tmp_path / "local"), 2)
-    io.copy_file(str(tmp_path / "a.jpg"), str(tmp_path / "local"), None)
-    io.cleanup_dir(str(tmp_path / "local"))
-    assert [command.split()[0] for command in commands] == ["ls", "rsync", "rm"]
+    local.mkdir()
+    io.copy_file(str(tmp_path / "a.jpg"), str(local), None)
+    io.copy_dir(str(tmp_path), str(local), 2)
+    io.cleanup_dir(str(local))
+    assert commands == ["rsync", "ls", "rm"]
 
 
 def test_svms_found_on_disk_are_used(tmp_path):
