@@ -30,6 +30,11 @@ def of_barlow_config(config, *args, **kwargs) -> bool:
     return "BARLOW" in config
 
 
+def of_barlow_owner(owner, *args, **kwargs) -> bool:
+    """Whether the config of the object whose method it is (`owner.cfg`) has a `BARLOW` section."""
+    return "BARLOW" in owner.cfg
+
+
 def always(*args, **kwargs) -> bool:
     """For what current libraries need: in every run of VISSL's."""
     return True

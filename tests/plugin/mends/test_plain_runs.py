@@ -187,8 +187,9 @@ def test_features_are_extracted_by_vissl(tmp_path):
     stale = tmp_path / "rank3_chunk0_train_res5avg_inds.npy"
     stale.touch()
     task = SimpleNamespace(device=torch.device("cpu"))
+    trainer = SimpleNamespace(cfg={}, task=task)
     with pytest.raises(AssertionError, match=r"Set MACHINE\.DEVICE = gpu"):
-        SelfSupervisionTrainer.extract(SimpleNamespace(cfg={}, task=task), str(tmp_path))
+        SelfSupervisionTrainer.extract(trainer, output_folder=str(tmp_path))
     assert stale.exists()
 
 

@@ -4,7 +4,7 @@ from vissl.data import dataset_catalog
 from vissl.data.ssl_dataset import GenericSSLDataset
 
 from vissl_barlow.datasets.file_lists import load_list
-from vissl_barlow.vissl_plugin.wrap import in_barlow_run, wrap
+from vissl_barlow.vissl_plugin.wrap import in_barlow_run, of_barlow_owner, wrap
 
 
 def accept_data_paths_without_label_paths() -> None:
@@ -29,10 +29,6 @@ def load_labels_without_code() -> None:
     need no pickle.
     """
 
-    @wrap(
-        GenericSSLDataset,
-        "load_single_label_file",
-        applies=lambda dataset, path: "BARLOW" in dataset.cfg,
-    )
+    @wrap(GenericSSLDataset, "load_single_label_file", applies=of_barlow_owner)
     def load_single_label_file(original, dataset, path):
         return load_list(path, mmap=dataset.cfg["DATA"][dataset.split].MMAP_MODE)

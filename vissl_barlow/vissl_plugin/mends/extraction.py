@@ -12,7 +12,7 @@ from vissl.utils.checkpoint import get_checkpoint_folder
 
 from vissl_barlow.provenance import note_hours
 from vissl_barlow.vissl_plugin.hooks.record import record_start
-from vissl_barlow.vissl_plugin.wrap import wrap
+from vissl_barlow.vissl_plugin.wrap import of_barlow_owner, wrap
 
 
 def extract_features_anywhere() -> None:
@@ -24,7 +24,7 @@ def extract_features_anywhere() -> None:
     removed, and the run leaves its provenance, on any device.
     """
 
-    @wrap(SelfSupervisionTrainer, "extract", applies=lambda trainer, _: "BARLOW" in trainer.cfg)
+    @wrap(SelfSupervisionTrainer, "extract", applies=of_barlow_owner)
     def extract(original, trainer, output_folder):
         if is_primary():
             record_start(trainer.cfg)

@@ -12,7 +12,7 @@ from vissl.utils.env import get_machine_local_and_dist_rank
 
 from vissl_barlow.vissl_plugin.run.lock import lock, unlock
 from vissl_barlow.vissl_plugin.run.processes import spawn as spawn_together
-from vissl_barlow.vissl_plugin.wrap import Overlay, of_barlow_config, wrap
+from vissl_barlow.vissl_plugin.wrap import Overlay, of_barlow_config, of_barlow_owner, wrap
 
 # Config (`config.BARLOW`): after so long without an answer from another process a run fails.
 TIMEOUT_MINUTES = 10
@@ -64,11 +64,7 @@ def set_process_group_timeout() -> None:
     A fault of VISSL 0.1.6: gloo waits half an hour for a process that hangs.
     """
 
-    @wrap(
-        SelfSupervisionTrainer,
-        "setup_distributed",
-        applies=lambda trainer, use_gpu: "BARLOW" in trainer.cfg,
-    )
+    @wrap(SelfSupervisionTrainer, "setup_distributed", applies=of_barlow_owner)
     def setup_distributed(original, trainer, use_gpu):
         minutes = trainer.cfg.BARLOW.get("TIMEOUT_MINUTES", TIMEOUT_MINUTES)
         init = dist.init_process_group
