@@ -35,7 +35,7 @@ class EditableOnPath(editable_wheel):
 
 
 def version() -> str:
-    source = (ROOT / "vissl_barlow" / "__init__.py").read_text()
+    source = (ROOT / "vissl_barlow" / "version.py").read_text()
     return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE).group(1)
 
 

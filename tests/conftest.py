@@ -27,6 +27,21 @@ def digits_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def checkpoints(digits_checkpoint, tmp_path_factory) -> dict:
+    """The pretrained trunk in each format, and none."""
+    from vissl_barlow.checkpoint import load_trunk, save_atomically
+
+    folder = tmp_path_factory.mktemp("formats")
+    # As the authors publish theirs: torchvision's names, bare.
+    save_atomically(load_trunk(digits_checkpoint), folder / "resnet50.pth")
+    return {
+        "pretrained": digits_checkpoint,
+        "torchvision": folder / "resnet50.pth",
+        "untrained": "",
+    }
+
+
+@pytest.fixture(scope="session")
 def digits_on_disk(tmp_path_factory) -> DigitsOnDisk:
     """The digits as files, in the layouts of ImageNet and of VOC."""
     return DigitsOnDisk(tmp_path_factory.mktemp("digits_on_disk"))

@@ -4,7 +4,7 @@ Importing this package pulls in neither VISSL nor Detectron2: `vissl_barlow.loss
 `.schedule`, `.views` and `.projector` work on their own. `register()` adds the components to VISSL.
 """
 
-__version__ = "0.1.0"
+from vissl_barlow.version import __version__ as __version__
 
 
 def register() -> None:

@@ -1,21 +1,18 @@
-"""BYOL (Grill et al., 2020) and SimSiam (Chen & He, 2020): what section 5.1 calls asymmetric twins.
+"""BYOL's target network (Grill et al., 2020) and SimSiam's projector (Chen & He, 2020).
 
-Both predict one view's target from the other view's embedding, with no term that compares samples.
-BYOL's targets come from a second network, the moving average of the one that learns; SimSiam's are the
+Both predict one view's target from the other view's embedding (section 5.1's asymmetric twins). BYOL's
+targets come from a second network, the moving average of the one that learns; SimSiam's are the
 network's own embeddings behind a stop-gradient. The predictor is a projector
-(`vissl_barlow.projector.build_projector`) from embeddings to embeddings.
+(`vissl_barlow.projector.build_projector`) from embeddings to embeddings; the losses are in
+`vissl_barlow.loss.asymmetric`.
 """
 
 import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch import nn
 
-from vissl_barlow.distributed import batch_sizes
-from vissl_barlow.loss import LossTerms
-from vissl_barlow.objectives import cosine_loss
 from vissl_barlow.projector import build_projector
 
 
@@ -43,62 +40,10 @@ def update_target(target: nn.Module, online: nn.Module, momentum: float) -> None
     torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)
 
 
-def build_normalised_projector(in_dim: int, dims: Sequence[int]) -> nn.Sequential:
+def build_normalized_projector(in_dim: int, dims: Sequence[int]) -> nn.Sequential:
     """SimSiam's projector: a projector and batch normalisation, without scale or shift, of its output.
 
     Raises:
         ValueError: as `build_projector`.
     """
     return nn.Sequential(build_projector(in_dim, dims), nn.BatchNorm1d(dims[-1], affine=False))
-
-
-def byol_loss(
-    p_a: Tensor,
-    p_b: Tensor,
-    target_a: Tensor,
-    target_b: Tensor,
-    *,
-    group: ProcessGroup | None = None,
-    reference_world_size: int = 1,
-) -> LossTerms:
-    """BYOL's loss, equation 2 of Grill et al. for both directions, the mean over the global batch.
-
-    (2 - 2 cos(p_a, target_b)) + (2 - 2 cos(p_b, target_a)).
-
-    Args:
-        p_a, p_b: (N_p, D) predictions from the two views, the rows of this process.
-        target_a, target_b: (N_p, D) targets; no gradient reaches them.
-        group, reference_world_size: as in `vissl_barlow.loss.barlow_twins_loss`.
-
-    Returns:
-        `LossTerms`, of which `redundancy` is 0.
-
-    Raises:
-        ValueError: predictions and targets do not fit together.
-    """
-    similarity = _similarity(p_a, p_b, target_a, target_b, group, reference_world_size)
-    loss = 4 - 2 * similarity
-    return LossTerms(loss, loss, torch.zeros_like(loss))
-
-
-def simsiam_loss(
-    p_a: Tensor,
-    p_b: Tensor,
-    target_a: Tensor,
-    target_b: Tensor,
-    *,
-    group: ProcessGroup | None = None,
-    reference_world_size: int = 1,
-) -> LossTerms:
-    """SimSiam's loss, -(cos(p_a, target_b) + cos(p_b, target_a)) / 2, otherwise as `byol_loss`."""
-    similarity = _similarity(p_a, p_b, target_a, target_b, group, reference_world_size)
-    loss = -similarity / 2
-    return LossTerms(loss, loss, torch.zeros_like(loss))
-
-
-def _similarity(p_a, p_b, target_a, target_b, group, reference_world_size) -> Tensor:
-    """cos(p_a, target_b) + cos(p_b, target_a), the mean over the global batch."""
-    options = {"group": group, "reference_world_size": reference_world_size}
-    forth = cosine_loss(p_a, target_b.detach(), **options).loss
-    back = cosine_loss(p_b, target_a.detach(), **options).loss
-    return -(forth + back) / sum(batch_sizes(len(p_a), group))

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vissl_barlow.loss.barlow_twins import normalized_along_batch
+
 
 class EmbeddingStd(NamedTuple):
     """Smallest and mean standard deviation of the dimensions."""
@@ -65,9 +67,8 @@ def cross_correlation_summary(
     """
     n, d = z_a.shape
     with torch.autocast(z_a.device.type, enabled=False):
-        a, b = (z - z.mean(0) for z in (_at_least_float32(z_a), _at_least_float32(z_b)))
-        a, b = (z * torch.rsqrt(z.square().mean(0) + eps) for z in (a, b))
-        diagonal = (a * b).sum(0) / n
-        total = ((a @ a.T) * (b @ b.T)).sum() if n < d else (a.T @ b).square().sum()
-        off_diagonal = (total / n**2 - diagonal.square().sum()).clamp_(min=0)
-    return CrossCorrelationSummary(diagonal.mean(), (off_diagonal / (d * (d - 1))).sqrt())
+        a, b = (normalized_along_batch(_at_least_float32(z), eps) for z in (z_a, z_b))
+        diagonal = (a * b).sum(0)
+        squares = ((a @ a.T) * (b @ b.T)).sum() if n < d else (a.T @ b).square().sum()
+        off_diagonal_squares = (squares - diagonal.square().sum()).clamp_(min=0)
+    return CrossCorrelationSummary(diagonal.mean(), (off_diagonal_squares / (d * (d - 1))).sqrt())

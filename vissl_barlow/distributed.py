@@ -1,10 +1,10 @@
-"""Sums over processes, and the rule their gradients follow; the identity on one process.
+"""Sums and gathers over processes, and the rule their gradients follow; on one process they do nothing.
 
-Every process is taken to run the same program on its own rows, and the function differentiated is
-the sum over processes of what each one back-propagates. The backward pass of a sum is therefore the
-same sum. A loss that is a global number, equal on all `W` processes, then gives each process `W`
-times the true gradient with respect to its own rows, and the average over processes that
-DistributedDataParallel takes of the parameters' gradients is the true gradient of that number.
+Every process runs the same program on its own rows. What is differentiated is the sum, over the
+processes, of the number each one calls `backward` on. The backward pass of a sum over processes is
+therefore the same sum, of the gradients. If that number is a loss of the global batch, equal on all
+`W` processes, each process gets `W` times the true gradient with respect to its own rows, and the
+average that DistributedDataParallel takes of the parameters' gradients is the true gradient.
 
 `group=None` means the default group where torch.distributed is initialised, else this process
 alone.
@@ -12,7 +12,8 @@ alone.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -35,12 +36,19 @@ def rank(group: ProcessGroup | None = None) -> int:
     return dist.get_rank(group) if is_distributed() else 0
 
 
-@functools.cache
+# Weak: a group that is kept after `destroy_process_group` keeps its threads, and one of them may
+# abort the process when the interpreter exits.
+_host_groups: WeakKeyDictionary[ProcessGroup, ProcessGroup] = WeakKeyDictionary()
+
+
 def _host_group(group: ProcessGroup) -> ProcessGroup:
+    """A group of the same processes that moves host memory: `group` itself, or one over gloo."""
     if "cpu:" in dist.get_backend_config(group):
         return group
-    ranks = dist.get_process_group_ranks(group)
-    return dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    if group not in _host_groups:
+        ranks = dist.get_process_group_ranks(group)
+        _host_groups[group] = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+    return _host_groups[group]
 
 
 def batch_sizes(local_size: int, group: ProcessGroup | None = None) -> tuple[int, ...]:
@@ -49,9 +57,11 @@ def batch_sizes(local_size: int, group: ProcessGroup | None = None) -> tuple[int
     The numbers travel between hosts (over gloo where the group itself moves device memory only), so
     that the accelerator is never waited for.
     """
-    if world_size(group) == 1:
+    if is_distributed():
+        group = group or dist.group.WORLD
+    if group is None or world_size(group) == 1:
         return (local_size,)
-    host_group = _host_group(group or dist.group.WORLD)
+    host_group = _host_group(group)
     sizes = torch.empty(world_size(group), dtype=torch.int64)
     dist.all_gather_into_tensor(sizes, torch.tensor([local_size]), group=host_group)
     return tuple(sizes.tolist())
@@ -82,7 +92,7 @@ def all_reduce_sum(x: Tensor, group: ProcessGroup | None = None) -> Tensor:
     return _AllReduceSum.apply(x, group) if world_size(group) > 1 else x
 
 
-def all_gather_rows(x: Tensor, sizes: tuple[int, ...], group: ProcessGroup | None = None) -> Tensor:
+def all_gather_rows(x: Tensor, sizes: Sequence[int], group: ProcessGroup | None = None) -> Tensor:
     """Concatenates the (N_p, D) rows of all processes in order of rank, outside of autograd.
 
     Args:

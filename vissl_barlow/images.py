@@ -1,11 +1,18 @@
-"""Image files to RGB arrays: libjpeg-turbo for the common JPEG, Pillow for everything else."""
+"""Image files: those below a folder, to RGB arrays, and which of them cannot be read.
+
+libjpeg-turbo decodes the common JPEG, Pillow everything else.
+"""
 
 import io
 import os
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 # Pillow's own limit for an outright refusal, here for JPEG as well: 512 MiB of RGB.
 MAX_PIXELS = 178_956_970
@@ -102,3 +109,64 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise UnreadableImage(f"{path}: {error.strerror}") from None
     except UnreadableImage as error:
         raise UnreadableImage(f"{path}: {error}") from None
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[str]:
+    """Paths of the images below `folder`, relative to it, in torchvision's ImageFolder order.
+
+    Sub-folders are optional: pretraining needs no classes.
+
+    Raises:
+        FileNotFoundError: `folder` is not a folder.
+    """
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder} is not a folder")
+    images = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        images += [
+            os.path.relpath(os.path.join(parent, name), folder)
+            for name in sorted(files)
+            if name.lower().endswith(IMG_EXTENSIONS)
+        ]
+    return images
+
+
+class ImageCheck(NamedTuple):
+    """`checked`: how many images were decoded; `unreadable`: those of them that could not be."""
+
+    checked: int
+    unreadable: list[str]
+
+
+def unreadable_images(
+    paths: Sequence[str],
+    wanted: int,
+    *,
+    seed: int = 0,
+    locate: Callable[[str], str | os.PathLike] = str,
+) -> ImageCheck:
+    """Decodes a random selection of images, or all, and collects those that cannot be read.
+
+    Args:
+        paths: the images, a million or more: only those selected are touched.
+        wanted: how many to decode, at most all; a negative number: all.
+        seed: of the selection; the same seed, number and `wanted` select the same ones.
+        locate: from an entry of `paths` to the path to open. Default: the entry itself.
+
+    Returns:
+        How many were decoded, and the entries of `paths` that cannot be read, in their order there.
+    """
+    if 0 <= wanted < len(paths):
+        chosen: Iterable[int] = sorted(random.Random(seed).sample(range(len(paths)), wanted))
+        checked = wanted
+    else:
+        chosen, checked = range(len(paths)), len(paths)
+    unreadable = []
+    for index in chosen:
+        path = str(paths[index])
+        try:
+            read_image(locate(path))
+        except UnreadableImage:
+            unreadable.append(path)
+    return ImageCheck(checked, unreadable)

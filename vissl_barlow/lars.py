@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of a parameter that the CPU touches at a time, to find them in cache the next time.
-_CACHED_ELEMENTS = 1 << 17
+from vissl_barlow.cpu_cache import rows_in_cache
 
 
 class LARS(torch.optim.Optimizer):
@@ -74,7 +73,7 @@ class LARS(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure`, if given, returns."""
         loss = None
         if closure is not None:
@@ -96,13 +95,12 @@ class LARS(torch.optim.Optimizer):
                 alike[p.ndim > 1, p.device, p.dtype].append((p, p.grad, state["momentum_buffer"]))
             for (is_weight, *_), triples in alike.items():
                 update = _update_weights if is_weight else _update_biases
-                update(*map(list, zip(*triples)), group)
+                params, grads, momenta = map(list, zip(*triples))
+                update(params, grads, momenta, group)
         return loss
 
 
-def _check(
-    options: dict[str, Any], name: str, range_: str, accepts: Callable[[Real], bool]
-) -> None:
+def _check(options: dict[str, Any], name: str, range_: str, accepts: Callable[[Any], bool]) -> None:
     value = options[name]
     if not isinstance(value, Real) or not math.isfinite(value) or not accepts(value):
         raise ValueError(f"LARS: {name}={value!r} must be a finite number, {range_}")
@@ -166,7 +164,7 @@ def _norms(params: list[Tensor], grads: list[Tensor], decay: float) -> tuple[Ten
     for p, g in zip(params, grads):
         # Row by row: the float32 norm of all 8192 x 8192 elements at once is 0.5% short on CPU.
         norm = functools.partial(torch.linalg.vector_norm, dim=tuple(range(1, p.ndim)), dtype=dtype)
-        rows = max(1, _CACHED_ELEMENTS * len(p) // max(p.numel(), 1))
+        rows = rows_in_cache(p)
         of_rows = [
             (norm(p_rows), norm(torch.add(g_rows, p_rows, alpha=decay) if decay else g_rows))
             for p_rows, g_rows in zip(p.split(rows), g.split(rows))

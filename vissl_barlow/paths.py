@@ -18,10 +18,3 @@ def config_folder(name: str) -> Path:
     raise FileNotFoundError(
         f"vissl_barlow's {name} are neither in {PACKAGE} nor beside it: reinstall the package"
     )
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """After it `path` holds all of `text`, or what it held before."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

@@ -7,7 +7,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 PROBES = ("linear", "knn")
-NEIGHBOURS = 5
 
 
 def probe_accuracy(
@@ -16,12 +15,15 @@ def probe_accuracy(
     train_labels: np.ndarray,
     test_features: np.ndarray,
     test_labels: np.ndarray,
+    *,
+    neighbours: int = 5,
 ) -> float:
     """Accuracy in [0, 1] of a classifier fitted to (N, D) features and tested on (M, D) ones.
 
     Args:
-        kind: "linear", a logistic regression on standardised features, or "knn", the vote of the 5
+        kind: "linear", a logistic regression on standardised features, or "knn", the vote of the
             nearest neighbours by cosine similarity.
+        neighbours: how many of them vote.
 
     Raises:
         ValueError: `kind` is neither.
@@ -29,7 +31,7 @@ def probe_accuracy(
     if kind == "linear":
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     elif kind == "knn":
-        classifier = KNeighborsClassifier(NEIGHBOURS, metric="cosine")
+        classifier = KNeighborsClassifier(neighbours, metric="cosine")
     else:
         raise ValueError(f"the probe is {kind!r}; it must be one of {', '.join(PROBES)}")
     classifier.fit(train_features, train_labels)

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import torch
 
-from vissl_barlow import __version__
-from vissl_barlow.paths import PACKAGE, write_text_atomically
+from vissl_barlow.atomic_files import write_text_atomically
+from vissl_barlow.paths import PACKAGE
+from vissl_barlow.version import __version__
 
 PROVENANCE_FILE = "barlow_run.json"
 LIBRARIES = ("vissl", "classy-vision", "torch", "torchvision", "numpy", "hydra-core", "fvcore")
 
 
 def command_line() -> list[str]:
-    """This process's own, as it was typed but for the interpreter's folder."""
+    """This process's own, as it was typed except for the interpreter's folder."""
     return [Path(sys.executable).name, *sys.orig_argv[1:]]
 
 
@@ -35,7 +36,10 @@ def provenance(
     seed: int, command: Sequence[str], weights: str | os.PathLike | None, processes: int
 ) -> dict:
     """What makes a run, as plain data for JSON; the arguments are `write_provenance`'s."""
-    versions = {"python": platform.python_version(), "vissl_barlow": __version__}
+    versions: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "vissl_barlow": __version__,
+    }
     for library in LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)
@@ -79,7 +83,12 @@ def write_provenance(
 
 
 def note_hours(folder: Path) -> None:
-    """Notes the time since the last start: what a run that is killed later has taken so far."""
+    """Notes the hours since the last start: what a run that is killed later has taken so far.
+
+    Raises:
+        ValueError: no start was written to `folder`.
+        OSError: the folder cannot be written.
+    """
     *earlier, last = read_provenance(folder)
     elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
     _write(folder, [*earlier, {**last, "hours": round(elapsed.total_seconds() / 3600, 4)}])

@@ -10,6 +10,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Before the group exists: the default arguments of its functions are the default group of that moment,
+# and a group that something still holds after `destroy_process_group` keeps its threads, one of which
+# may abort the process while the interpreter exits. DistributedDataParallel imports it.
+import torch.distributed.nn
 import torch.multiprocessing as mp
 
 

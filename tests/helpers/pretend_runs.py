@@ -9,7 +9,9 @@ from pathlib import Path
 import yaml
 
 from vissl_barlow.provenance import file_sha256
-from vissl_barlow.reproduce import ablations
+from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP
+from vissl_barlow.reproduce.studies import load_study
+from vissl_barlow.reproduce.studies import pretraining as pretraining_overrides
 
 V100 = "Tesla V100-SXM2-32GB"
 FIRST_START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -58,7 +60,7 @@ def pretraining(
 ) -> Path:
     """A pretraining on ImageNet; `config` below pretrain/vissl_barlow. Its checkpoint's content is
     its own."""
-    command = vissl_command(f"{ablations.GROUP}/{config}", *overrides)
+    command = vissl_command(f"{PRETRAIN_GROUP}/{config}", *overrides)
     write(folder, start(command, processes=processes, **{"hours": 124.0, **options}))
     train_config(folder, batch=batch, epochs=1000)
     for name in (
@@ -80,14 +82,14 @@ def experiment(
     """The pretraining of one experiment of a study, where and by the command that the study runs it."""
     chosen = next(
         e
-        for e in ablations.load_study(study, data)[1]
+        for e in load_study(study, data).experiments
         if e.name == name and tried in (None, e.tried)
     )
     folder = root / data / "runs" / chosen.folder / f"seed{seed}"
-    config, *overrides = ablations.pretraining(chosen, data, folder, seed)
+    config, *overrides = pretraining_overrides(chosen, data, folder, seed)
     batch = next((o for o in overrides if "BATCHSIZE_PER_REPLICA" in o), "=128").partition("=")[2]
     sizes = {"batch": int(batch), "processes": 1} if data == "digits" else {}
-    config = config.removeprefix(f"config={ablations.GROUP}/")
+    config = config.removeprefix(f"config={PRETRAIN_GROUP}/")
     return pretraining(folder, config, *overrides, **{**sizes, "seed": seed, **options})
 
 
@@ -96,6 +98,12 @@ def probed(folder: Path, accuracy: float) -> Path:
     found = {"pretrained trunk": accuracy, "untrained trunk": 0.3, "pixels": 0.95}
     (folder / "barlow_probe.json").write_text(json.dumps(found))
     return folder
+
+
+def pretend_study(root: Path, study: str, accuracies: dict[tuple[str, str], float]) -> None:
+    """Writes the probe's result of experiments on the digits, by name and what was tried."""
+    for (name, tried), accuracy in accuracies.items():
+        probed(experiment(root, study, name, "digits", tried=tried or None), accuracy)
 
 
 def linear(

@@ -32,6 +32,19 @@ def resolve(folder: Path, config: str, *overrides: str):
     return resolved
 
 
+def compose(config: str, *overrides: str):
+    """The config as it reaches training, but for the checks of this machine and its data.
+
+    `config` and `overrides`: as in `resolve`.
+    """
+    from omegaconf import OmegaConf
+    from vissl.config import AttrDict
+    from vissl.utils.hydra_config import compose_hydra_configuration, infer_learning_rate
+
+    composed = compose_hydra_configuration([f"config={config}", *overrides])
+    return infer_learning_rate(AttrDict(OmegaConf.to_container(composed)).config)
+
+
 def run_engines(
     folder: Path, *overrides: str, time_limit: float = TIME_LIMIT, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vissl_barlow.atomic_files import atomic_file
+
 
 class DatasetError(ValueError):
     """Files that are not the data set they should be; the message says what was expected."""
@@ -17,17 +19,22 @@ def write_file_lists(
     """Writes both lists of `split` into `folder`, which is made; plain arrays, no pickles.
 
     The images come last: where they are, the labels are whole.
+
+    Args:
+        split: "train" or "val", the lists' names begin with it.
+        images: N paths.
+        labels: their N classes, 0, 1, ...
+
+    Raises:
+        OSError: the folder cannot be made or written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {"labels": np.asarray(labels, dtype=np.int64), "images": np.asarray(images, dtype=str)}
     for kind, array in arrays.items():
-        path = folder / f"{split}_{kind}.npy"
         # A list cut short by a kill would pass for a smaller data set.
-        partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
+        with atomic_file(folder / f"{split}_{kind}.npy") as file:
             np.save(file, array, allow_pickle=False)
-        os.replace(partial, path)
 
 
 def load_list(path: str | os.PathLike, mmap: bool = False) -> np.ndarray:
@@ -43,8 +50,3 @@ def load_list(path: str | os.PathLike, mmap: bool = False) -> np.ndarray:
         raise ValueError(
             f"{path}: not a plain array of numbers or strings, as numpy.save writes it ({error})"
         ) from None
-
-
-def listed(names: Sequence[str], shown: int = 3) -> str:
-    """The first names of a list, for a message."""
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

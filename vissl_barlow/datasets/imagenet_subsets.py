@@ -13,7 +13,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from vissl_barlow.datasets.file_lists import DatasetError, listed, write_file_lists
+from vissl_barlow.datasets.file_lists import DatasetError, write_file_lists
+from vissl_barlow.messages import listed
 
 # Images in SimCLR's 1% and 10% of ImageNet's 1,281,167, and classes in each.
 COUNTS = (12_811, 128_116)
@@ -21,7 +22,10 @@ CLASSES = 1000
 
 
 def read_subset(
-    names_file: str | os.PathLike, train_folder: str | os.PathLike, *, any_count: bool = False
+    names_file: str | os.PathLike[str],
+    train_folder: str | os.PathLike[str],
+    *,
+    any_count: bool = False,
 ) -> tuple[list[str], list[int]]:
     """Paths and labels of the images that a list names.
 

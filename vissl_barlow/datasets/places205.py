@@ -11,7 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-from vissl_barlow.datasets.file_lists import DatasetError, listed, write_file_lists
+from vissl_barlow.datasets.file_lists import DatasetError, write_file_lists
+from vissl_barlow.messages import listed
 
 CLASSES = 205
 # Images of each list (http://places.csail.mit.edu/downloadData.html).

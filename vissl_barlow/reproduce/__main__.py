@@ -3,21 +3,23 @@
 import argparse
 import sys
 
-from vissl_barlow.reproduce import ablations, report, transfer
+from vissl_barlow.reproduce import commands, report
+from vissl_barlow.reproduce.studies import IMAGENET, load_study, study_names
+from vissl_barlow.reproduce.transfer import load_table, table_names
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs what the command line asks for; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m vissl_barlow.reproduce", description=__doc__)
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True)
-    for name in transfer.table_names():
-        table = names.add_parser(name, help=transfer.load_table(name).title)
-        transfer.add_arguments(table, name)
-        table.set_defaults(run=transfer.run)
-    for name in ablations.study_names():
-        study = names.add_parser(name, help=ablations.load_study(name, "imagenet")[0]["title"])
-        ablations.add_arguments(study)
-        study.set_defaults(run=ablations.run)
+    for name in table_names():
+        table = names.add_parser(name, help=load_table(name).title)
+        commands.add_table_arguments(table, name)
+        table.set_defaults(run=commands.run_table)
+    for name in study_names():
+        study = names.add_parser(name, help=load_study(name, IMAGENET).title)
+        commands.add_study_arguments(study)
+        study.set_defaults(run=commands.run_study)
     summary = names.add_parser("report", help="tables, figures and a page of all runs in a folder")
     report.add_arguments(summary)
     # Overrides may stand between the options, where a parser of its own would not look for them.

@@ -2,18 +2,16 @@
 
     python -m vissl_barlow.reproduce report RUNS_DIR --out report
 
-An experiment's number counts where its run's files vouch for it (see `runs`); what nobody ran stays
+A number is shown only where its run has the files that prove it (see `runs`); what nobody ran stays
 empty. Numbers of the digits stand apart from ImageNet's, and so do those of runs with other settings.
 """
-
-from __future__ import annotations
 
 import argparse
 import base64
 import csv
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,198 +19,176 @@ import jinja2
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
+from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_accuracies, draw_comparison, draw_curves
-from vissl_barlow.paths import write_text_atomically
-from vissl_barlow.reproduce import transfer
-from vissl_barlow.reproduce.items import (
-    DIGITS,
-    IMAGENET,
-    Item,
-    Runs,
-    all_items,
-    config_and_settings,
-    study_item,
-    transfer_item,
-)
+from vissl_barlow.reproduce.commands import add_out
+from vissl_barlow.reproduce.report_rows import ReportRow, ReportTable, config_and_settings
+from vissl_barlow.reproduce.report_tables import all_tables, report_table
 from vissl_barlow.reproduce.runs import Run, find_runs
+from vissl_barlow.reproduce.studies import DIGITS, IMAGENET
 
-SHOWN_OF_A_HASH = 12
-NUMBERS = ("VISSL's built-in", "ours", "difference")
-BEHIND_THEM = ("config", "checkpoint", "hardware", "hours")
+HASH_CHARS = 12
+BUILT_IN = "VISSL's built-in"
+PROVENANCE_COLUMNS = ("config", "checkpoint", "hardware", "hours")
 
 
-def cells(item: Item) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of an item as text.
+def cells(table: ReportTable) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table as text.
 
-    Of the columns only "ours" may be empty; what lies behind several numbers stands beside the first.
+    A column without any entry is left out, but for "ours". Rows of the same runs follow one another;
+    the first of them alone names config, checkpoint, hardware and hours.
     """
-    header = ["", "figure", item.reference_name, *NUMBERS, *BEHIND_THEM]
-    rows = []
-    for previous, line in zip((None, *item.lines), item.lines):
-        repeated = previous is not None and (previous.label, previous.runs) == (
-            line.label,
-            line.runs,
-        )
-        behind = [
-            line.config,
-            ", ".join(digest[:SHOWN_OF_A_HASH] for digest in line.checkpoints),
-            line.hardware,
-            line.hours,
-        ]
-        places = 2 if item.data == IMAGENET else 1
-        reference, built_in = (_reported(v, places) for v in (line.reference, line.built_in))
-        numbers = [reference, built_in, line.measured]
-        difference = "" if line.difference is None else f"{line.difference:+.1f}"
-        rows.append(
-            [line.label, line.figure, *numbers, difference, *([""] * 4 if repeated else behind)]
-        )
-    keep = [
-        i for i, name in enumerate(header) if i < 2 or name == "ours" or any(row[i] for row in rows)
+    rows = [_cells(table, row) for row in table.rows]
+    for previous, row, text in zip(table.rows, table.rows[1:], rows[1:]):
+        if (previous.label, previous.runs) == (row.label, row.runs):
+            text.update(dict.fromkeys(PROVENANCE_COLUMNS, ""))
+    always = ("", "figure", "ours")
+    header = [
+        name
+        for name in _cells(table, ReportRow("", ""))
+        if name in always or any(row[name] for row in rows)
     ]
-    return [header[i] for i in keep], [[row[i] for i in keep] for row in rows]
+    return header, [[row[name] for name in header] for row in rows]
 
 
-def _reported(value: float | None, places: int) -> str:
-    """A number with at most so many decimals, and at least one."""
+def _cells(table: ReportTable, row: ReportRow) -> dict[str, str]:
+    places = 2 if table.data == IMAGENET else 1
+    return {
+        "": row.label,
+        "figure": row.figure,
+        table.reference_name: _rounded(row.reference, places),
+        BUILT_IN: _rounded(row.built_in, places),
+        "ours": row.measured,
+        "difference": "" if row.difference is None else f"{row.difference:+.1f}",
+        "config": row.config,
+        "checkpoint": ", ".join(digest[:HASH_CHARS] for digest in row.checkpoints),
+        "hardware": row.hardware,
+        "hours": row.hours,
+    }
+
+
+def _rounded(value: float | None, places: int) -> str:
+    """A number with at most so many decimals, and at least one; "" for None."""
     if value is None:
         return ""
     text = f"{value:.{places}f}"
     return text.removesuffix("0") if places > 1 else text
 
 
-def markdown(item: Item) -> str:
-    header, rows = cells(item)
-    table = [header, ["---"] * len(header), *rows]
-    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in table]
-    return "\n".join([f"**{item.title}**", "", *lines, ""])
+def markdown(table: ReportTable) -> str:
+    """The table in Markdown, its title above it."""
+    header, rows = cells(table)
+    lines = [
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+        for row in (header, ["---"] * len(header), *rows)
+    ]
+    return "\n".join([f"**{table.title}**", "", *lines, ""])
 
 
-CSV_HEADER = (
-    *(
-        "item",
-        "data",
-        "label",
-        "figure",
-        "paper",
-        "untrained_trunk",
-        "built_in",
-        "ours",
-        "sd",
-        "runs",
-    ),
-    *("difference", "config", "checkpoint_sha256", "hardware", "hours", "seeds", "folders"),
-)
+def csv_row(table: ReportTable, row: ReportRow, root: Path) -> dict[str, object]:
+    """A row in full precision, by column; folders are below `root`."""
+    on_digits = table.data == DIGITS
+    return {
+        "item": table.name,
+        "data": table.data,
+        "label": row.label,
+        "figure": row.figure,
+        "paper": None if on_digits else row.reference,
+        "untrained_trunk": row.reference if on_digits else None,
+        "built_in": row.built_in,
+        "ours": row.ours,
+        "sd": row.spread,
+        "runs": len(row.runs),
+        "difference": row.difference,
+        "config": row.config,
+        "checkpoint_sha256": " ".join(row.checkpoints),
+        "hardware": row.hardware,
+        "hours": row.hours,
+        "seeds": " ".join(str(run.seed) for run in row.runs),
+        "folders": ";".join(_relative(run.folder, root) for run in row.runs),
+    }
 
 
-def csv_rows(item: Item, root: Path) -> Iterator[tuple]:
-    """An item's lines in full precision, in the order of `CSV_HEADER`; folders are below `root`."""
-    for line in item.lines:
-        on_digits = item.data == DIGITS
-        yield (
-            *(item.name, item.data, line.label, line.figure),
-            *((None, line.reference) if on_digits else (line.reference, None)),
-            *(line.built_in, line.ours, line.spread, len(line.runs)),
-            *(line.difference, line.config, " ".join(line.checkpoints), line.hardware, line.hours),
-            " ".join(str(run.seed) for run in line.runs),
-            ";".join(_relative(run.folder, root) for run in line.runs),
-        )
-
-
-def write_item(item: Item, out: Path, root: Path) -> dict[str, Path]:
-    """Writes an item's Markdown, CSV and picture below `out`; returns its pictures, by what they show.
+def write_table(table: ReportTable, out: Path, root: Path) -> Mapping[str, Path]:
+    """Writes a table's Markdown, CSV and picture below `out`; returns its pictures, by what they show.
 
     `root` is the folder of the runs.
     """
-    stem = out / item.stem
+    stem = out / table.stem
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(stem.with_suffix(".md"), markdown(item))
-    table = io.StringIO(newline="")
-    csv.writer(table).writerows([CSV_HEADER, *csv_rows(item, root)])
-    write_text_atomically(stem.with_suffix(".csv"), table.getvalue())
+    write_text_atomically(stem.with_suffix(".md"), markdown(table))
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, csv_row(table, ReportRow("", ""), root))
+    writer.writeheader()
+    writer.writerows(csv_row(table, row, root) for row in table.rows)
+    write_text_atomically(stem.with_suffix(".csv"), text.getvalue())
     picture = stem.with_suffix(".png")
-    if item.name == "figure1" and not item.curves:
-        return item.pictures
-    if item.name == "figure1":
-        draw_curves(picture, item.curves, item.title)
-    elif item.name.startswith("figure"):
-        draw_accuracies(picture, _panels(item), item.x_label, _y_label(item), item.title)
+    y_label = "linear probe on digits, %" if table.data == DIGITS else "%"
+    if table.name == "figure1":
+        if not table.curves:
+            return table.pictures
+        draw_curves(picture, table.curves, table.title)
+    elif table.name.startswith("figure"):
+        draw_accuracies(picture, _panels(table), table.x_label, y_label, table.title)
     else:
-        draw_comparison(picture, _dots(item), _y_label(item), item.title)
-    return {item.title: picture, **item.pictures}
+        draw_comparison(picture, _dots(table), y_label, table.title)
+    return {table.title: picture, **table.pictures}
 
 
-def _y_label(item: Item) -> str:
-    return "linear probe on digits, %" if item.data == DIGITS else "%"
-
-
-def _panels(item: Item) -> dict[str, list[tuple[str, Sequence[float], float | None]]]:
-    """A figure's points by series: value on the axis, the runs' accuracies, the reference."""
-    panels: dict[str, list] = {}
-    for line in item.lines:
-        if line.figure in ("top-1", "probe"):
-            paper = line.reference if item.data == IMAGENET else None
-            panels.setdefault(line.series, []).append((line.point, line.values, paper))
+def _panels(table: ReportTable) -> dict[str, list[tuple[str, Sequence[float], float | None]]]:
+    """A figure's points by series: value on the axis, the runs' accuracies, the paper's."""
+    panels: dict[str, list[tuple[str, Sequence[float], float | None]]] = {}
+    for row in table.rows:
+        if row.figure in ("top-1", "probe"):
+            paper = row.reference if table.data == IMAGENET else None
+            panels.setdefault(row.series, []).append((row.point, row.values, paper))
     return panels
 
 
-def _dots(item: Item) -> list[tuple[str, dict[str, Sequence[float]]]]:
-    """A table's lines as labels, each with the values of every column that has any."""
-    names = (item.reference_name, "VISSL's built-in", "ours")
-    return [
-        (
-            f"{line.label}, {line.figure}",
-            {
-                name: values
-                for name, values in zip(names, ((line.reference,), (line.built_in,), line.values))
-                if values and values[0] is not None
-            },
-        )
-        for line in item.lines
-    ]
+def _dots(table: ReportTable) -> list[tuple[str, dict[str, Sequence[float]]]]:
+    """A table's rows as labels, each with the values of every column that has any."""
+    dots = []
+    for row in table.rows:
+        values: dict[str, Sequence[float]] = {}
+        for name, value in ((table.reference_name, row.reference), (BUILT_IN, row.built_in)):
+            if value is not None:
+                values[name] = (value,)
+        if row.values:
+            values["ours"] = row.values
+        dots.append((f"{row.label}, {row.figure}", values))
+    return dots
 
 
-def print_item(item: Item) -> None:
-    """The item on the console."""
-    header, rows = cells(item)
-    keep = [i for i, name in enumerate(header) if name not in BEHIND_THEM]
-    table = ConsoleTable(title=item.title)
-    for i in keep:
-        table.add_column(header[i], justify="left" if i < 2 else "right")
+def print_table(table: ReportTable) -> None:
+    """The table on the console, without its provenance."""
+    header, rows = cells(table)
+    shown = [i for i, name in enumerate(header) if name not in PROVENANCE_COLUMNS]
+    on_console = ConsoleTable(title=table.title)
+    for i in shown:
+        on_console.add_column(header[i], justify="left" if i < 2 else "right")
     for row in rows:
-        table.add_row(*(row[i] for i in keep))
-    Console().print(table)
+        on_console.add_row(*(row[i] for i in shown))
+    # What hydra writes in brackets, and :names:, is no markup.
+    Console(markup=False, emoji=False).print(on_console)
 
 
 def page(
-    items: Sequence[Item],
-    pictures: Mapping[str, Mapping[str, Path]],
+    tables: Sequence[tuple[ReportTable, Mapping[str, Path]]],
     runs: Sequence[Run],
-    refused: dict[str, str],
+    refused: Mapping[str, str],
     root: Path,
 ) -> str:
-    """The report as one HTML page that needs nothing else."""
-    embedded = {
-        stem: {name: _embedded(picture) for name, picture in of_item.items()}
-        for stem, of_item in pictures.items()
-    }
+    """The report as one HTML page that needs nothing else; each table has its pictures beside it."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
     template = environment.from_string(files(__package__).joinpath("report.html").read_text())
+    imagenet = [row for table, _ in tables if table.data == IMAGENET for row in table.rows]
     return template.render(
-        items=[(item, *cells(item), embedded[item.stem]) for item in items],
-        measured=sum(
-            line.reference is not None and line.ours is not None
-            for item in items
-            for line in item.lines
-            if item.data == IMAGENET
-        ),
+        tables=[(table, *cells(table), pictures) for table, pictures in tables],
+        measured=sum(row.difference is not None for row in imagenet),
         runs=[(run, _relative(run.folder, root), config_and_settings(run)) for run in runs],
         refused=refused,
-        hours=sum(run.hours for run in runs),
     )
-
-
-def _embedded(picture: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -224,7 +200,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs_dir", type=Path, metavar="RUNS_DIR", help="folder of the runs, however deep"
     )
-    parser.add_argument("--out", type=Path, default=Path("report"), help="default: %(default)s")
+    add_out(parser)
     parser.set_defaults(overrides=[])
 
 
@@ -238,42 +214,43 @@ def run(options: argparse.Namespace) -> int:
     folder, out = options.runs_dir.resolve(), options.out.resolve()
     if not folder.is_dir():
         raise ValueError(f"{options.runs_dir} is no folder: name the one that holds your runs")
-    runs, refused = find_runs(folder, leave_out=out if out != folder else None)
-    if not (runs or refused):
+    found = find_runs(folder, leave_out=out if out != folder else None)
+    if not (found.runs or found.refused):
         raise ValueError(
             f"no run in {options.runs_dir}: every run of this plugin leaves a barlow_run.json there"
         )
-    items = all_items(Runs(runs))
-    pictures = {item.stem: write_item(item, out, folder) for item in items}
-    told = {_relative(path, folder): why for path, why in refused.items()}
-    write_text_atomically(out / "report.html", page(items, pictures, runs, told, folder))
-    write_text_atomically(out / "report.md", "\n".join([*map(markdown, items), *_refusals(told)]))
-    for item in items:
-        if item.measured:
-            print_item(item)
-    for path, why in told.items():
-        print(f"refused: {path}: {why}", file=sys.stderr)
-    unfinished = sum(1 for r in runs if r.pretrains and not r.finished)
-    print(f"{len(runs)} runs, {unfinished} of them unfinished pretrainings, {len(told)} refused")
+    tables = all_tables(found)
+    pictures = [write_table(table, out, folder) for table in tables]
+    reasons = {_relative(path, folder): reason for path, reason in found.refused.items()}
+    html = page(list(zip(tables, pictures)), found.runs, reasons, folder)
+    write_text_atomically(out / "report.html", html)
+    refusals = ["**Refused**", "", *(f"- {path}: {why}" for path, why in reasons.items())]
+    text = "\n".join([*map(markdown, tables), *(refusals if reasons else [])])
+    write_text_atomically(out / "report.md", text)
+    for table in tables:
+        if table.measured:
+            print_table(table)
+    _print_refused(reasons)
+    unfinished = sum(1 for r in found.runs if r.pretrains and not r.finished)
+    print(
+        f"{len(found.runs)} runs, {unfinished} of them unfinished pretrainings, {len(reasons)} refused"
+    )
     print(f"report: {options.out / 'report.html'}")
-    return int(bool(refused))
-
-
-def _refusals(told: dict[str, str]) -> list[str]:
-    return ["**Refused**", "", *(f"- {path}: {why}" for path, why in told.items())] if told else []
+    return int(bool(reasons))
 
 
 def report_one(name: str, options: argparse.Namespace) -> None:
     """Prints one table or figure of the runs below `options.out`, and writes it there."""
     out = options.out
-    runs, refused = find_runs(out.resolve()) if out.exists() else ([], {})
-    found = Runs(runs)
-    if name in transfer.table_names():
-        item = transfer_item(name, found, options.overrides)
-    else:
-        item = study_item(name, options.data, found, options.overrides, options.linear)
-    write_item(item, out, out.resolve())
-    print_item(item)
-    for path, why in refused.items():
-        print(f"refused: {path}: {why}", file=sys.stderr)
-    print(f"table: {out / item.stem}.md")
+    found = find_runs(out.resolve())
+    data, linear = vars(options).get("data", IMAGENET), vars(options).get("linear", ())
+    table = report_table(name, data, found, options.overrides, linear)
+    write_table(table, out, out.resolve())
+    print_table(table)
+    _print_refused(found.refused)
+    print(f"table: {out / table.stem}.md")
+
+
+def _print_refused(reasons: Mapping[str, str] | Mapping[Path, str]) -> None:
+    for path, reason in reasons.items():
+        print(f"refused: {path}: {reason}", file=sys.stderr)

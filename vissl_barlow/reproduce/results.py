@@ -1,8 +1,11 @@
-"""What finished experiments came to, read from the files that VISSL, its tools and Detectron2 leave."""
+"""What finished experiments came to, read from the files that VISSL, its tools and Detectron2 leave.
+
+A reader returns figures in %, by name; none while the experiment has not come to its end.
+"""
 
 import functools
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -24,38 +27,37 @@ def is_finished(folder: Path) -> bool:
     return any(folder.glob("model_final_checkpoint_phase*.torch"))
 
 
-def read_accuracy(path: Path) -> dict[str, float] | None:
-    """Test accuracy in % after the last epoch, from VISSL's metrics.json; None while there is none.
+def read_accuracy(path: Path) -> dict[str, float]:
+    """Test accuracy after the last epoch, from VISSL's metrics.json.
 
     VISSL saves its final checkpoint before the last test: the checkpoint alone does not tell that a
     run has come to its end.
     """
     config = path.parent / "train_config.yaml"
     if not (path.exists() and config.exists()):
-        return None
+        return {}
     last = yaml.safe_load(config.read_text())["OPTIMIZER"]["num_epochs"] - 1
-    meters = {}
+    meters: dict[str, dict[str, float]] = {}
     for line in path.read_text().splitlines():
         entry = json.loads(line)
         if entry["train_phase_idx"] == last:
             meters = entry.get("test_accuracy_list_meter", meters)
     # One layer is tested: {"top_1": {"res5avg": 73.2}, "top_5": ...}.
-    accuracies = {name.replace("_", "-"): next(iter(m.values())) for name, m in meters.items()}
-    return accuracies or None
+    return {name.replace("_", "-"): next(iter(m.values())) for name, m in meters.items()}
 
 
-def read_mean_average_precision(path: Path) -> dict[str, float] | None:
-    """mAP in % from the SVM tool's test_ap.json; None while there is none."""
-    return {"mAP": 100 * json.loads(path.read_text())["mAP"]} if path.exists() else None
+def read_mean_average_precision(path: Path) -> dict[str, float]:
+    """mAP from the SVM tool's test_ap.json."""
+    return {"mAP": 100 * json.loads(path.read_text())["mAP"]} if path.exists() else {}
 
 
 DETECTION_TASKS = {"bbox": "box", "segm": "mask"}
 
 
-def read_detection(path: Path) -> dict[str, float] | None:
-    """APs in % from the detection run's results.json; None while there is none."""
+def read_detection(path: Path) -> dict[str, float]:
+    """APs from the detection run's results.json."""
     if not path.exists():
-        return None
+        return {}
     (scores,) = json.loads(path.read_text()).values()  # one data set is tested on
     return {
         f"{DETECTION_TASKS[task]} {name}": scores[task][name]
@@ -65,19 +67,35 @@ def read_detection(path: Path) -> dict[str, float] | None:
     }
 
 
-def read_probe(folder: Path) -> dict[str, float] | None:
-    """Accuracies in % of a pretraining's probe: of the trunk ("probe"), of the untrained one, if it
-    was known, and of the pixels; None until the end of training."""
-    path = folder / PROBE_FILE
+def read_probe(path: Path) -> dict[str, float]:
+    """Accuracies of a pretraining's probe: of the trunk ("probe"), of the untrained one, if it was
+    known, and of the pixels."""
     accuracies = json.loads(path.read_text()) if path.exists() else {}
     if "pretrained trunk" not in accuracies:
-        return None
+        return {}
     names = {"probe": "pretrained trunk", "untrained trunk": "untrained trunk", "pixels": "pixels"}
     return {n: 100 * accuracies[source] for n, source in names.items() if source in accuracies}
 
 
-READERS: dict[str, Callable[[Path], dict[str, float] | None]] = {
+READERS = {
     "accuracy": read_accuracy,
     "mean_average_precision": read_mean_average_precision,
     "detection": read_detection,
+    "probe": read_probe,
 }
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """Where a run leaves its result: `kind`, a key of `READERS`, and `file`, below the run's folder."""
+
+    kind: str
+    file: str
+
+    def read(self, folder: Path) -> dict[str, float]:
+        """Figures in %, by name; none while the run in `folder` has not come to its end."""
+        return READERS[self.kind](folder / self.file)
+
+
+ACCURACY = ResultFile("accuracy", "metrics.json")
+PROBE = ResultFile("probe", PROBE_FILE)

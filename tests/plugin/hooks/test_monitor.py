@@ -183,8 +183,8 @@ def test_memory_and_unreadable_images_are_counted_so_far(entries, steps):
 def test_peak_memory_is_not_that_of_the_process_which_started_this_one():
     child = (
         "import vissl.hooks, vissl_barlow, torch; vissl_barlow.register();"
-        "from vissl_barlow.vissl_plugin.hooks.monitor import _peak_memory;"
-        "print(_peak_memory(torch.device('cpu')))"
+        "from vissl_barlow.vissl_plugin.hooks.measure import peak_memory;"
+        "print(peak_memory(torch.device('cpu')))"
     )
     parent = (
         "import subprocess, sys; held = b'x' * (2 << 30);"
@@ -256,7 +256,7 @@ def test_a_resumed_trunk_is_not_taken_for_the_untrained_one(iteration, tmp_path,
     monkeypatch.setattr(BarlowProbe, "_correlation", lambda *_: np.eye(2))
     monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda *_: 0.9)
     task = SimpleNamespace(checkpoint_folder=tmp_path, config=None, iteration=iteration)
-    BarlowProbe("knn", 0).on_start(task)
+    BarlowProbe("knn", 0, 5).on_start(task)
     found = json.loads((tmp_path / "barlow_probe.json").read_text())
     assert ("untrained trunk" in found) == (iteration == 0)
     assert (tmp_path / "barlow_correlation_before.npy").exists() == (iteration == 0)

@@ -95,7 +95,8 @@ def test_weights_are_looked_at_before_they_are_saved(tmp_path, monkeypatch):
         "config.PROFILING.RUNTIME_PROFILING.USE_PROFILER=true",
         f"config.PROFILING.OUTPUT_FOLDER={tmp_path}/profiles",
     )
-    own = [["BarlowMonitor", "BarlowStop", "BarlowProbe"], ["BarlowMonitor", "BarlowProbe"]]
+    watching = ["BarlowFiniteLoss", "BarlowMonitor"]
+    own = [[*watching, "BarlowStop", "BarlowProbe"], [*watching, "BarlowProbe"]]
     for resumes_within_epochs, pretraining in zip((True, False), own):
         hooks = barlow_hooks(default_hook_generator(config), config, resumes_within_epochs)
         assert [type(hook).__name__ for hook in hooks] == [

@@ -12,6 +12,7 @@ from sklearn.svm import LinearSVC
 from vissl_runs import resolve
 
 from vissl_barlow import checkpoint as ck
+from vissl_barlow.checkpoint.__main__ import main
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.mends import untrusted_files
 
@@ -126,7 +127,7 @@ def test_a_checkpoint_to_resume_from_with_code_is_refused(tmp_path, ran):
 def test_the_converter_runs_nothing(tmp_path, ran, capsys):
     source = malicious(tmp_path / "weights.pth", ran)
     for target in ("torchvision", "vissl", "detectron2"):
-        assert ck.main(["--to", target, str(source), str(tmp_path / "out.pth")]) == 1
+        assert main(["--to", target, str(source), str(tmp_path / "out.pth")]) == 1
         assert "mkdir" in capsys.readouterr().err
     assert not (tmp_path / "out.pth").exists()
 

@@ -4,33 +4,43 @@ Runs in the main process, where VISSL resolves its config, for every config with
 Each refusal is one line: the key, its value, the remedy.
 """
 
-import difflib
 import sys
 
 from vissl.utils import hydra_config
 
-from vissl_barlow.paths import config_folder
-from vissl_barlow.vissl_plugin.checks.evaluation import check_evaluation
+from vissl_barlow.vissl_plugin.checks.common import Refusals
+from vissl_barlow.vissl_plugin.checks.evaluation import (
+    check_classifier,
+    check_weights,
+    classifier_outputs,
+)
+from vissl_barlow.vissl_plugin.checks.images import check_images
+from vissl_barlow.vissl_plugin.checks.labels import check_labels
+from vissl_barlow.vissl_plugin.checks.machine import (
+    check_checkpoint_folder,
+    check_devices,
+    check_nodes,
+)
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
 from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
-    check_checkpoint_folder,
     check_checkpoints,
-    check_data,
-    check_devices,
-    check_nodes,
     check_schedule,
 )
+from vissl_barlow.vissl_plugin.checks.schema import check_keys, check_settings
 from vissl_barlow.vissl_plugin.checks.task import check_task
-from vissl_barlow.vissl_plugin.errors import ConfigError, RankFailed
+from vissl_barlow.vissl_plugin.checks.unknown_names import unknown_config, unknown_key
+from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, RankFailed
+from vissl_barlow.vissl_plugin.settings import complete
 
 
 def install() -> None:
-    """Checks every config VISSL resolves from now on, and prints refusals as one line."""
+    """Completes and checks every config VISSL resolves from now on; prints refusals as lines."""
     resolve = hydra_config.infer_and_assert_hydra_config
 
     def check_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
         if "BARLOW" in cfg:
+            complete(cfg.BARLOW)
             check(cfg, *engine_name)
         else:
             check_fit(cfg)
@@ -42,48 +52,60 @@ def install() -> None:
     hydra_config.infer_and_assert_hydra_config = check_and_resolve
     show_traceback = sys.excepthook
 
-    def show_in_one_line(kind, error, traceback):
-        line = _unknown_config(error) if kind.__name__ == "MissingConfigException" else None
-        if isinstance(error, ConfigError | RankFailed):
-            line = str(error)
-        if line is None:
+    def show_in_lines(kind, error, traceback):
+        lines = _lines(error)
+        if not lines:
             show_traceback(kind, error, traceback)
-        else:
-            sys.stdout.flush()
+            return
+        sys.stdout.flush()
+        for line in lines:
             print(f"vissl_barlow: {line}", file=sys.stderr)
 
-    sys.excepthook = show_in_one_line
+    sys.excepthook = show_in_lines
 
 
 def check(cfg, engine_name: str = "train") -> None:
-    """Raises ConfigError for the first thing in `cfg` that cannot work."""
-    check_devices(cfg)
-    check_nodes(cfg)
-    check_checkpoint_folder(cfg)
+    """Raises ConfigError for what cannot work in `cfg`: all of it, but for what hangs on another thing.
+
+    `cfg.BARLOW` is complete.
+    """
+    refusals = Refusals()
+    for check_one in (check_settings, check_keys, check_checkpoint_folder):
+        with refusals:
+            check_one(cfg)
+    refusals.raise_all()  # the rest reads what these have checked
+    for check_one in (check_devices, check_nodes):
+        with refusals:
+            check_one(cfg)
     splits = []
     if engine_name == "train" and not cfg.TEST_ONLY:
-        check_batch(cfg)
-        check_schedule(cfg)
-        check_data(cfg, "TRAIN")
         splits.append("TRAIN")
+        for check_one in (check_batch, check_schedule):
+            with refusals:
+                check_one(cfg)
     if cfg.TEST_MODEL or cfg.TEST_ONLY or engine_name != "train":
-        check_data(cfg, "TEST")
         splits.append("TEST")
-    check_model(cfg)
-    check_evaluation(cfg, splits)
+    classes = classifier_outputs(cfg)
+    with refusals:
+        for split in splits:
+            check_images(cfg, split)
+        check_labels(cfg, splits, classes)
+    with refusals:
+        check_model(cfg)
+        if classes is not None:
+            check_classifier(cfg, classes)
+        check_weights(cfg)
+    refusals.raise_all()
     check_checkpoints(cfg)
 
 
-def _unknown_config(error) -> str | None:
-    """The line for a config name hydra could not find, with the names that resemble it."""
-    missing = str(getattr(error, "missing_cfg_file", None) or "")
-    if not missing:
-        return None
-    wanted = missing.removeprefix("config/").removesuffix(".yaml")
-    known = sorted(
-        path.relative_to(folder / "config").with_suffix("").as_posix()
-        for folder in (config_folder("configs"), config_folder("benchmark_configs"))
-        for path in (folder / "config").rglob("*.yaml")
-    )
-    near = difflib.get_close_matches(wanted, known, n=4, cutoff=0.5) or known
-    return f"config={wanted}: there is no such config; did you mean {', '.join(near)}?"
+def _lines(error: BaseException) -> list[str]:
+    """What to print of an error that is the user's to mend; empty for any other."""
+    if isinstance(error, ConfigErrors):
+        return [str(single) for single in error.errors]
+    if isinstance(error, ConfigError | RankFailed):
+        return [str(error)]
+    name = type(error).__name__  # hydra need not be imported to get here
+    line = unknown_config(error) if name == "MissingConfigException" else None
+    line = unknown_key(error) if name == "ConfigCompositionException" else line
+    return [line] if line else []

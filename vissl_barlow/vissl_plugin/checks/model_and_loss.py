@@ -1,20 +1,14 @@
 """Refuses trunk, model, heads, loss and optimizer that do not fit, as an overlay on a wrong base."""
 
 import torch
-from classy_vision.losses import build_loss
+from classy_vision.losses import LOSS_REGISTRY, build_loss
 from classy_vision.optim import build_optimizer
 from vissl.data.ssl_transforms import get_transform
+from vissl.models.heads import MODEL_HEADS_REGISTRY
+from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 
-from vissl_barlow.resnet import representation_dim
+from vissl_barlow.vissl_plugin.checks.common import Refusals, named_heads, world_size
 from vissl_barlow.vissl_plugin.errors import ConfigError
-
-# What each loss takes: the two embeddings, or two predictions and two targets.
-_MODELS_FOR = {
-    "barlow_loss": ("barlow_twins_model", "barlow_asymmetric_twins_model"),
-    "barlow_objective": ("barlow_twins_model", "barlow_asymmetric_twins_model"),
-    "barlow_byol_loss": ("barlow_byol_model", "barlow_simsiam_model"),
-    "barlow_simsiam_loss": ("barlow_byol_model", "barlow_simsiam_model"),
-}
 
 
 def check_fit(cfg) -> None:
@@ -22,7 +16,7 @@ def check_fit(cfg) -> None:
 
     Only for the plugin's losses: others pass.
     """
-    models = _MODELS_FOR.get(cfg.LOSS.name)
+    models = getattr(LOSS_REGISTRY.get(cfg.LOSS.name), "models", None)
     if models is None:
         return
     model = cfg.MODEL.BASE_MODEL_NAME
@@ -76,8 +70,7 @@ def _check_heads(cfg, model: str) -> None:
 
 def _check_sub_batches(cfg) -> None:
     options = cfg.LOSS.barlow_objective
-    processes = cfg.DISTRIBUTED.NUM_NODES * cfg.DISTRIBUTED.NUM_PROC_PER_NODE
-    batch = cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA * processes
+    batch = cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA * world_size(cfg)
     rows = options.get("sub_batch_size") or batch
     dim = cfg.MODEL.HEAD.PARAMS[0][1]["dims"][-1]
     if batch % rows or (rows <= dim and not options.get("eps", 0) > 0):
@@ -91,35 +84,50 @@ def _check_sub_batches(cfg) -> None:
 
 
 def check_model(cfg) -> None:
+    """Raises ConfigError unless trunk, heads and loss fit, and those of a pretraining can be built."""
     check_fit(cfg)
-    projectors = ("barlow_projector", "barlow_normalised_projector")
-    heads = [head for head in cfg.MODEL.HEAD.PARAMS if head and head[0] in projectors]
-    if not heads:
+    heads = _heads_on_the_trunk(cfg)
+    _check_in_dim(cfg, heads)
+    if heads and "dims" in heads[0][1]:  # a projector
+        _check_embedding_dim(cfg, heads[0][1]["dims"][-1])
+        _check_components(cfg)
+
+
+def _heads_on_the_trunk(cfg) -> list[tuple[str, dict]]:
+    """Name and options of the heads that say they take the trunk's representations."""
+    if len(cfg.MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP) > 1:
+        return []  # each head then takes the features of another layer
+    return [
+        (name, options)
+        for name, options in named_heads(cfg)
+        if getattr(MODEL_HEADS_REGISTRY.get(name), "takes_representations", False)
+    ]
+
+
+def _check_in_dim(cfg, heads: list[tuple[str, dict]]) -> None:
+    trunk = MODEL_TRUNKS_REGISTRY.get(cfg.MODEL.TRUNK.NAME)
+    if not hasattr(trunk, "representation_dim"):
         return
-    options = heads[0][1]
-    key = "MODEL.HEAD.PARAMS"
-    if cfg.MODEL.TRUNK.NAME == "barlow_resnet":
-        trunk = cfg.MODEL.TRUNK.RESNETS
-        try:
-            representation = representation_dim(trunk.DEPTH, trunk.WIDTH_MULTIPLIER)
-        except ValueError as error:
-            raise ConfigError("MODEL.TRUNK.RESNETS.DEPTH", trunk.DEPTH, str(error)) from None
+    representation = trunk.representation_dim(cfg.MODEL.TRUNK[trunk.section])
+    for name, options in heads:
         if options["in_dim"] != representation:
             raise ConfigError(
-                key,
+                "MODEL.HEAD.PARAMS",
                 cfg.MODEL.HEAD.PARAMS,
-                f"the trunk's representations have {representation} dimensions; set "
-                f"{heads[0][0]}'s in_dim to {representation}",
+                f"the trunk's representations have {representation} dimensions; set {name}'s in_dim "
+                f"to {representation}",
             )
+
+
+def _check_embedding_dim(cfg, outputs: int) -> None:
     loss = cfg.LOSS.get(cfg.LOSS.name) or {}
     embedding_dim = loss.get("embedding_dim")
-    if embedding_dim is not None and embedding_dim != options["dims"][-1]:
+    if embedding_dim is not None and embedding_dim != outputs:
         raise ConfigError(
             f"LOSS.{cfg.LOSS.name}.embedding_dim",
             embedding_dim,
-            f"the projector's last layer has {options['dims'][-1]} outputs; make the two equal",
+            f"the projector's last layer has {outputs} outputs; make the two equal",
         )
-    _check_components(cfg)
 
 
 def _check_components(cfg) -> None:
@@ -132,16 +140,19 @@ def _check_components(cfg) -> None:
         # The functions check their options when called.
         loss(getattr(loss, "example", [torch.eye(4), torch.eye(4).flip(0)]), None)
 
+    refusals = Refusals()
     for key, build in (
         (f"LOSS.{name}", compute_loss),
         ("OPTIMIZER", lambda: build_optimizer(cfg.OPTIMIZER).prepare([torch.zeros(1)])),
         ("DATA.TRAIN.TRANSFORMS", lambda: get_transform(cfg.DATA.TRAIN.TRANSFORMS)),
     ):
-        try:
-            build()
-        except (ValueError, TypeError) as error:
-            section = cfg
-            for part in key.split("."):
-                section = section[part]
-            value = section.to_dict() if hasattr(section, "to_dict") else section
-            raise ConfigError(key, value, str(error)) from None
+        with refusals:
+            try:
+                build()
+            except (ValueError, TypeError) as error:
+                section = cfg
+                for part in key.split("."):
+                    section = section[part]
+                value = section.to_dict() if hasattr(section, "to_dict") else section
+                raise ConfigError(key, value, str(error)) from None
+    refusals.raise_all()

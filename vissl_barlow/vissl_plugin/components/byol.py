@@ -1,6 +1,7 @@
 """BYOL and SimSiam under VISSL: `barlow_byol_model`, `barlow_simsiam_model`, heads, losses, target."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from classy_vision.losses import register_loss
@@ -8,13 +9,9 @@ from torch import nn
 from vissl.models import register_model
 from vissl.models.heads import register_model_head
 
-from vissl_barlow.byol import (
-    build_normalised_projector,
-    byol_loss,
-    simsiam_loss,
-    update_target,
-)
-from vissl_barlow.vissl_plugin.components.objectives import TermsLoss
+from vissl_barlow.byol import build_normalized_projector, update_target
+from vissl_barlow.loss import LossTerms, byol_loss, simsiam_loss
+from vissl_barlow.vissl_plugin.components.loss import TermsLoss
 from vissl_barlow.vissl_plugin.components.twins_model import BarlowPredictingTwins, is_pair_of_views
 
 
@@ -22,9 +19,11 @@ from vissl_barlow.vissl_plugin.components.twins_model import BarlowPredictingTwi
 class BarlowNormalisedProjector(nn.Module):
     """SimSiam's projector. Head parameters: `in_dim`, `dims` (one width per linear layer)."""
 
+    takes_representations = True
+
     def __init__(self, model_config, in_dim: int, dims: list[int]) -> None:
         super().__init__()
-        self.projector = build_normalised_projector(in_dim, dims)
+        self.projector = build_normalized_projector(in_dim, dims)
 
     def forward(self, representations: torch.Tensor) -> torch.Tensor:
         """(N, in_dim) to (N, dims[-1])."""
@@ -88,19 +87,25 @@ class BarlowBYOLModel(BarlowSimSiamModel):
         self.target.load_state_dict(state["model"]["target"])
 
 
+class PredictionsLoss(TermsLoss):
+    """A loss of two predictions and two targets."""
+
+    models = ("barlow_byol_model", "barlow_simsiam_model")
+
+
 @register_loss("barlow_byol_loss")
-class BarlowBYOLLoss(TermsLoss):
-    """Config (`config.LOSS.barlow_byol_loss`): the keys of `vissl_barlow.byol.byol_loss`."""
+class BarlowBYOLLoss(PredictionsLoss):
+    """Config (`config.LOSS.barlow_byol_loss`): the keys of `vissl_barlow.loss.byol_loss`."""
 
     @classmethod
-    def from_config(cls, config: dict) -> "BarlowBYOLLoss":
-        return cls(byol_loss, config)
+    def function(cls, config: dict) -> Callable[..., LossTerms]:
+        return byol_loss
 
 
 @register_loss("barlow_simsiam_loss")
-class BarlowSimSiamLoss(TermsLoss):
-    """Config (`config.LOSS.barlow_simsiam_loss`): the keys of `vissl_barlow.byol.simsiam_loss`."""
+class BarlowSimSiamLoss(PredictionsLoss):
+    """Config (`config.LOSS.barlow_simsiam_loss`): the keys of `vissl_barlow.loss.simsiam_loss`."""
 
     @classmethod
-    def from_config(cls, config: dict) -> "BarlowSimSiamLoss":
-        return cls(simsiam_loss, config)
+    def function(cls, config: dict) -> Callable[..., LossTerms]:
+        return simsiam_loss

@@ -7,51 +7,53 @@ takes its place, and the sample is marked in `data_valid`, which the monitor cou
 import logging
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from vissl.data import DATA_SOURCES_WITH_SUBSET_SUPPORT, DATASET_SOURCE_MAP
 from vissl.data.dataset_catalog import VisslDatasetCatalog
 
 from vissl_barlow.digits import digits
-from vissl_barlow.images import UnreadableImage, read_image
-
-# A folder of nothing but bad files must end in an error, not in a search that lasts for hours.
-MAX_CONSECUTIVE_UNREADABLE = 100
+from vissl_barlow.images import UnreadableImage, list_images, read_image
+from vissl_barlow.vissl_plugin.components.views import ImageWithRng, with_rng
 
 
-def list_images(folder: str | os.PathLike) -> list[str]:
-    """Paths of the images below `folder`, relative to it, in torchvision's ImageFolder order.
+def register_source(name: str) -> Callable[[type], type]:
+    """Decorator: makes a class the data source `name` of VISSL's configs."""
 
-    Sub-folders are optional: pretraining needs no classes.
+    def register(source: type) -> type:
+        DATASET_SOURCE_MAP[name] = source
+        DATA_SOURCES_WITH_SUBSET_SUPPORT.add(name)
+        return source
 
-    Raises:
-        FileNotFoundError: `folder` is not a folder.
+    return register
+
+
+def view_seed(seed: int, epoch: int, index: int) -> int:
+    """What an image's views are drawn from in an epoch: all three numbers, from 0, side by side.
+
+    No two of (seed, epoch below 2^32, index below 2^48) share one.
     """
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{folder} is not a folder")
-    images = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        images += [
-            os.path.relpath(os.path.join(parent, name), folder)
-            for name in sorted(files)
-            if name.lower().endswith(IMG_EXTENSIONS)
-        ]
-    return images
+    return (seed << 80) + (epoch << 48) + index
 
 
 class BarlowSource(Dataset):
-    """What the sources share: views are drawn from the seed, the epoch and the image alone.
+    """What the sources share, and what the checks ask of one before training starts.
 
-    VISSL's transform runs right after `__getitem__`, in the same process, and draws from `random`.
-    Seeding it here makes each view independent of the number of loader workers and of where a run
-    was interrupted.
+    Views are drawn from the seed, the epoch and the image alone.
+
+    Each image brings a generator of its own for `BarlowTwoViews`, so that its views depend neither on
+    the number of loader workers nor on where a run was interrupted. A subclass has `read` and
+    `__len__`.
     """
 
+    # Whether its path is a folder, whose images (`list_images`) the checks then count and try.
+    reads_folder = False
+
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
+        """VISSL's arguments to every source."""
         self.seed, self.epoch = cfg.SEED_VALUE, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -61,21 +63,31 @@ class BarlowSource(Dataset):
     def num_samples(self) -> int:
         return len(self)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, bool]:
-        # Three numbers side by side in one integer: no two (seed, epoch, image) share it.
-        random.seed((self.seed << 80) + (self.epoch << 48) + int(index))
-        return self.read(index)
+    def __getitem__(self, index: int) -> tuple[ImageWithRng, bool]:
+        """The image, (H, W, 3) uint8 RGB, and whether it is the one asked for."""
+        image, is_own = self.read(int(index))
+        rng = random.Random(view_seed(self.seed, self.epoch, int(index)))
+        return with_rng(image, rng), is_own
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> tuple[np.ndarray, bool]:
+        """As `__getitem__`, without a generator."""
+        raise NotImplementedError
 
 
+@register_source("barlow_folder")
 class BarlowImageFolder(BarlowSource):
-    """VISSL data source over the images below a folder, labelled by their top-level sub-folder.
+    """VISSL data source over the images below a folder, labelled by their top-level sub-folder."""
 
-    Each item is `(image, valid)`, the image an (H, W, 3) uint8 RGB array.
-    """
+    reads_folder = True
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
         super().__init__(cfg, data_source, path, split, dataset_name)
         self.root = path
+        # A folder of nothing but bad files must end in an error, not in a search that lasts for hours.
+        self.max_consecutive_unreadable = cfg.BARLOW.MAX_CONSECUTIVE_UNREADABLE
         # One array of bytes instead of a million strings: a loader's workers unpickle it at once.
         self.names = np.array([os.fsencode(name) for name in list_images(path)], dtype=np.bytes_)
         self.unreadable = 0
@@ -93,7 +105,7 @@ class BarlowImageFolder(BarlowSource):
         return [index[folder] for folder in folders]
 
     def read(self, index: int) -> tuple[np.ndarray, bool]:
-        for attempt in range(min(len(self), MAX_CONSECUTIVE_UNREADABLE)):
+        for attempt in range(min(len(self), self.max_consecutive_unreadable)):
             path = self._path((index + attempt) % len(self))
             try:
                 return read_image(path), attempt == 0
@@ -104,14 +116,13 @@ class BarlowImageFolder(BarlowSource):
                     self.unreadable,
                     error,
                 )
-        raise UnreadableImage(
-            f"{MAX_CONSECUTIVE_UNREADABLE} images in a row are unreadable, the last is {path}"
-        )
+        raise UnreadableImage(f"{attempt + 1} images in a row are unreadable, the last is {path}")
 
     def _path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
 
+@register_source("barlow_digits")
 class BarlowDigits(BarlowSource):
     """VISSL data source over scikit-learn's digits; the path is ignored."""
 
@@ -128,10 +139,6 @@ class BarlowDigits(BarlowSource):
     def read(self, index: int) -> tuple[np.ndarray, bool]:
         return self.images[index], True
 
-
-_SOURCES = {"barlow_folder": BarlowImageFolder, "barlow_digits": BarlowDigits}
-DATASET_SOURCE_MAP.update(_SOURCES)
-DATA_SOURCES_WITH_SUBSET_SUPPORT.update(_SOURCES)
 
 if not VisslDatasetCatalog.has_data("barlow_digits"):
     # VISSL looks every data set without DATA_PATHS up here; the digits have no path.

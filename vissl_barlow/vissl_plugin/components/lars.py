@@ -3,15 +3,18 @@
 from classy_vision.optim import ClassyOptimizer, register_optimizer
 
 from vissl_barlow.lars import LARS
+from vissl_barlow.vissl_plugin.settings import keyword_defaults
 
 
 @register_optimizer("barlow_lars")
 class BarlowLARS(ClassyOptimizer):
-    """Config (`config.OPTIMIZER`): `momentum`, `weight_decay`, `trust_coefficient`, `bias_lr_scale`.
+    """Config (`config.OPTIMIZER`): the keyword-only arguments of `vissl_barlow.lars.LARS`, by name.
 
     The schedule sets one learning rate, the weights'; biases and batch normalisation parameters get
     it times `bias_lr_scale`. VISSL's loggers, which want a single rate, keep working.
     """
+
+    keys = frozenset(keyword_defaults(LARS))
 
     def __init__(self, **options) -> None:
         super().__init__()
@@ -19,12 +22,7 @@ class BarlowLARS(ClassyOptimizer):
 
     @classmethod
     def from_config(cls, config: dict) -> "BarlowLARS":
-        return cls(
-            momentum=config.get("momentum", 0.9),
-            weight_decay=config.get("weight_decay", 0.0),
-            trust_coefficient=config.get("trust_coefficient", 1e-3),
-            bias_lr_scale=config.get("bias_lr_scale", 1.0),
-        )
+        return cls(**{key: config[key] for key in cls.keys if key in config})
 
     def prepare(self, param_groups) -> None:
         # Every group carries the schedule's rate already; LARS wants a default all the same.

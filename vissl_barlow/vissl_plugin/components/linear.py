@@ -16,6 +16,8 @@ class BarlowLinear(nn.Module):
     normalises each channel over the batch first, `mlp` starts from PyTorch's uniform weights.
     """
 
+    takes_representations = True
+
     def __init__(self, model_config, in_dim: int, num_classes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(in_dim, num_classes)

@@ -11,6 +11,8 @@ from vissl_barlow.projector import build_projector
 class BarlowProjector(nn.Module):
     """Head parameters: `in_dim`, `dims` (one width per linear layer), `use_bn` (default true)."""
 
+    takes_representations = True
+
     def __init__(self, model_config, in_dim: int, dims: list[int], use_bn: bool = True) -> None:
         super().__init__()
         self.projector = build_projector(in_dim, dims, use_bn=use_bn)

@@ -17,6 +17,8 @@ class BarlowWarmupCosine(ClassyParamScheduler):
     them in every scheduler whose name contains "cosine"; it leaves the warm-up alone.
     """
 
+    keys = frozenset({"start_value", "end_value", "warmup_epochs"})
+
     def __init__(self, peak: float, end: float, warmup: float) -> None:
         super().__init__(update_interval=UpdateInterval.STEP)
         self.peak, self.end_factor, self.warmup = peak, end / peak, warmup

@@ -8,7 +8,8 @@ saving, and neither the number of loader workers nor the place of the interrupti
 """
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 
 import torch
 from classy_vision.tasks import register_task
@@ -19,6 +20,7 @@ from vissl.data import build_dataloader
 from vissl.trainer.train_task import SelfSupervisionTask
 from vissl.utils.misc import set_dataloader_seeds
 
+from vissl_barlow.vissl_plugin.components.views import normalization
 from vissl_barlow.vissl_plugin.components.weights import initialise_from
 from vissl_barlow.vissl_plugin.hooks import barlow_hooks
 from vissl_barlow.vissl_plugin.run.signals import (
@@ -85,16 +87,10 @@ class BarlowTask(BarlowTaskBase):
         """The precision of the forward pass, as the config has it."""
         return torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
 
-    @property
-    def normalization(self) -> tuple:
-        """Mean and standard deviation of the two-view transform."""
-        transforms = self.datasets["train"].transform.transforms
-        (two_views,) = (
-            wrapped.transform.two_views
-            for wrapped in transforms
-            if hasattr(wrapped.transform, "two_views")
-        )
-        return two_views.mean, two_views.std
+    @functools.cached_property
+    def normalization(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation that the two-view transform leaves to the step."""
+        return normalization(self.config.DATA.TRAIN.TRANSFORMS)
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
         end_loader_workers_at_exit()

@@ -11,28 +11,48 @@ from vissl.models.model_helpers import (
 )
 from vissl.models.trunks import register_model_trunk
 
-from vissl_barlow.resnet import build_trunk
+from vissl_barlow.resnet import build_trunk, representation_dim
+from vissl_barlow.vissl_plugin.errors import ConfigError
+
+# The keys of the config's section and the arguments of `build_trunk` that they are.
+_ARGUMENTS = {
+    "DEPTH": "depth",
+    "ZERO_INIT_RESIDUAL": "zero_init_residual",
+    "SMALL_STEM": "small_stem",
+    "WIDTH_MULTIPLIER": "width_multiplier",
+}
 
 
 @register_model_trunk("barlow_resnet")
 class BarlowResNet(nn.Module):
     """Config (`config.MODEL.TRUNK.RESNETS`): `DEPTH`, `ZERO_INIT_RESIDUAL`, `WIDTH_MULTIPLIER`,
-    and `SMALL_STEM` (default false) for 32 x 32 images.
+    and `SMALL_STEM` for 32 x 32 images, the arguments of `vissl_barlow.resnet.build_trunk`.
 
     VISSL's own `resnet` rebuilds every layer after torchvision has initialised it. The names of
     features and of parameters are VISSL's, so its evaluation configs and checkpoints fit.
     """
 
+    section = "RESNETS"
+    keys = frozenset(_ARGUMENTS)
+
+    @staticmethod
+    def representation_dim(options) -> int:
+        """Dimensions of the representations of the trunk that the section's `options` ask for.
+
+        Raises:
+            ConfigError: there is no such trunk.
+        """
+        try:
+            return representation_dim(options.DEPTH, options.WIDTH_MULTIPLIER)
+        except ValueError as error:
+            raise ConfigError("MODEL.TRUNK.RESNETS.DEPTH", options.DEPTH, str(error)) from None
+
     def __init__(self, model_config, model_name: str) -> None:
         super().__init__()
         self.model_config = model_config
-        options = model_config.TRUNK.RESNETS
-        self.small_stem = options.get("SMALL_STEM", False)
+        options = model_config.TRUNK[self.section]
         model = build_trunk(
-            options.DEPTH,
-            zero_init_residual=options.ZERO_INIT_RESIDUAL,
-            small_stem=self.small_stem,
-            width_multiplier=options.WIDTH_MULTIPLIER,
+            **{_ARGUMENTS[key]: options[key] for key in self.keys if key in options}
         )
         self._feature_blocks = nn.ModuleDict(
             {

@@ -43,6 +43,8 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
 class BarlowPredictor(BarlowProjector):
     """A predictor, from embeddings to embeddings: a projector in all but its place, second."""
 
+    takes_representations = False
+
 
 class BarlowPredictingTwins(BarlowTwinsModel):
     """Twins whose first head is the projector; the second, where there is one, is a predictor."""

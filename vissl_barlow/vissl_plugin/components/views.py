@@ -1,7 +1,12 @@
 """`BarlowTwoViews`: the paper's two augmentations as a VISSL transform, and their collator."""
 
+import inspect
+import random
+from collections.abc import Mapping, Sequence
+
+import numpy as np
 import torch
-from classy_vision.dataset.transforms import register_transform
+from classy_vision.dataset.transforms import build_transform, register_transform
 from classy_vision.dataset.transforms.classy_transform import ClassyTransform
 from torch.utils.data import default_collate
 from vissl.data.collators import register_collator
@@ -10,15 +15,59 @@ from vissl.data.ssl_transforms.ssl_transforms_wrapper import DEFAULT_TRANSFORM_T
 from vissl_barlow.views import TwoViews
 
 
+class ImageWithRng(np.ndarray):
+    """An (H, W, 3) uint8 array that brings the generator its views are to be drawn from, `rng`.
+
+    VISSL passes an item from its source to the transforms and nothing beside it, so that what a
+    source knows (the seed, the epoch, the image's number) has to come with the image. To VISSL's
+    datasets and to every other transform it is the array it is; parts of it carry the generator too.
+    """
+
+    rng: random.Random | None
+
+    def __array_finalize__(self, source) -> None:
+        self.rng = getattr(source, "rng", None)
+
+
+def with_rng(image: np.ndarray, rng: random.Random) -> ImageWithRng:
+    """`image`, not copied, with the generator that `BarlowTwoViews` is to draw its views from."""
+    carrying = image.view(ImageWithRng)
+    carrying.rng = rng
+    return carrying
+
+
 @register_transform("BarlowTwoViews")
 class BarlowTwoViews(ClassyTransform):
-    """Config: the keyword arguments of `vissl_barlow.views.TwoViews`, by name."""
+    """Config: the keyword arguments of `vissl_barlow.views.TwoViews`, by name.
+
+    Draws from the `rng` of an image that carries one, an array (`with_rng`) or a PIL image with that
+    attribute; else, of VISSL's own sources, from Python's module `random`, which VISSL seeds in each
+    of a loader's workers. A transform before this one may lose it: PIL's operations return new images.
+    """
+
+    keys = frozenset(inspect.signature(TwoViews).parameters)
 
     def __init__(self, **options) -> None:
         self.two_views = TwoViews(**options)
 
     def __call__(self, image) -> list[torch.Tensor]:
-        return list(self.two_views(image))
+        return list(self.two_views(image, getattr(image, "rng", None) or random))
+
+
+def normalization(transforms: Sequence[Mapping]) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation, per channel, of the `BarlowTwoViews` in a section `TRANSFORMS`.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+    found = [transform for transform in transforms if transform["name"] == "BarlowTwoViews"]
+    if len(found) != 1:
+        raise ValueError(
+            "config.DATA.TRAIN.TRANSFORMS: images of bytes are normalised as BarlowTwoViews says, "
+            f"which must be there once, not {len(found)} times"
+        )
+    two_views = build_transform(found[0]).two_views
+    return two_views.mean, two_views.std
 
 
 # VISSL flattens the copies a transform makes only for the names in this list.

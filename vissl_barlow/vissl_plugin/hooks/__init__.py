@@ -14,6 +14,7 @@ from vissl.hooks import (
 )
 
 from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
+from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
 from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook
 from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor
 from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
@@ -27,8 +28,8 @@ from vissl_barlow.vissl_plugin.hooks.tensorboard import BarlowTensorboardHook
 def barlow_hooks(hooks: list[ClassyHook], cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
     """VISSL's hooks, some of them replaced by the plugin's, and the plugin's own.
 
-    The own come before VISSL's: weights are looked at (`BarlowMonitor.check_finite`) before VISSL's
-    hook saves them. Only VISSL's timer stays in front, where it starts an epoch's statistics.
+    The own come before VISSL's: the loss is looked at (`BarlowFiniteLoss`) before VISSL's hook
+    saves the weights. Only VISSL's timer stays in front, where it starts an epoch's statistics.
 
     Args:
         hooks: those of VISSL's `default_hook_generator`, or more.
@@ -59,10 +60,11 @@ def _pretraining_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
     hooks: list[ClassyHook] = []
     if cfg.MODEL.BASE_MODEL_NAME == "barlow_byol_model":
         hooks.append(BarlowTargetHook(cfg.MODEL.TARGET_MOMENTUM))
-    monitor = BarlowMonitor()
-    hooks.append(monitor)
+    finite_loss = BarlowFiniteLoss()
+    hooks += [finite_loss, BarlowMonitor()]
     if resumes_within_epochs:
-        hooks.append(BarlowStop(monitor.check_finite))
-    if cfg.BARLOW.PROBE.KIND:
-        hooks.append(BarlowProbe(cfg.BARLOW.PROBE.KIND, cfg.BARLOW.PROBE.EVERY_EPOCHS))
+        hooks.append(BarlowStop(finite_loss.check))
+    probe = cfg.BARLOW.PROBE
+    if probe.KIND:
+        hooks.append(BarlowProbe(probe.KIND, probe.EVERY_EPOCHS, probe.NEIGHBOURS))
     return hooks

@@ -10,10 +10,6 @@ from vissl.utils.checkpoint import is_checkpoint_phase
 from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import remove_old_checkpoints
 
-# Config (`config.BARLOW`): checkpoints kept of each kind, after epochs and after iterations (0: all),
-# and the epochs that are kept for good, by their number's multiples (0: none).
-KEEP_CHECKPOINTS, KEEP_EVERY_EPOCHS = 2, 100
-
 
 class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
     """Saves as VISSL's hook does (vissl/hooks/log_hooks.py:371), but for three things.
@@ -37,8 +33,8 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
                 settings = task.config.BARLOW
                 remove_old_checkpoints(
                     task.checkpoint_folder,
-                    settings.get("KEEP_CHECKPOINTS", KEEP_CHECKPOINTS),
-                    settings.get("KEEP_EVERY_EPOCHS", KEEP_EVERY_EPOCHS),
+                    settings.KEEP_CHECKPOINTS,
+                    settings.KEEP_EVERY_EPOCHS,
                 )
         except OSError as error:
             if mode == "phase" and task.train_phase_idx == last - 1:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from vissl.data import GenericSSLDataset, build_dataset
 
+from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_pretraining
-from vissl_barlow.paths import write_text_atomically
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
@@ -23,21 +23,16 @@ from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 CORRELATION_FILE = "barlow_correlation_before.npy"
 
 
-# Images whose two views give the cross-correlation matrices of the figure.
-CORRELATION_IMAGES = 1024
-
-
 class BarlowProbe(BarlowHook):
     """Probes the frozen trunk against its untrained self and the raw pixels, and draws Figure 1.
 
-    Config (`config.BARLOW.PROBE`): `KIND` ("linear", "knn" or empty for none) and `EVERY_EPOCHS` (0:
-    at the end only). The labelled images are DATA.TRAIN's and DATA.TEST's, both under DATA.TEST's
-    transforms; only the primary process probes.
+    Config: `config.BARLOW.PROBE`. The labelled images are DATA.TRAIN's and DATA.TEST's, both under
+    DATA.TEST's transforms; only the primary process probes.
     """
 
-    def __init__(self, kind: str, every_epochs: int) -> None:
+    def __init__(self, kind: str, every_epochs: int, neighbours: int) -> None:
         super().__init__()
-        self.kind, self.every_epochs = kind, every_epochs
+        self.kind, self.every_epochs, self.neighbours = kind, every_epochs, neighbours
 
     def on_start(self, task) -> None:
         if not is_primary():
@@ -99,7 +94,7 @@ class BarlowProbe(BarlowHook):
 
     def _write(self, accuracies: dict[str, float]) -> dict[str, float]:
         path = self.folder / PROBE_FILE
-        results = json.loads(path.read_text()) if path.exists() else {"probe": self.kind}
+        results: dict = json.loads(path.read_text()) if path.exists() else {"probe": self.kind}
         results.update(accuracies)
         write_text_atomically(path, json.dumps(results, indent=2) + "\n")
         return results
@@ -115,7 +110,8 @@ class BarlowProbe(BarlowHook):
 
     def _accuracy(self, train_features, test_features) -> float:
         labels = [labels.numpy() for _, labels in self.sets]
-        return probe_accuracy(self.kind, train_features, labels[0], test_features, labels[1])
+        train, test = (train_features, labels[0]), (test_features, labels[1])
+        return probe_accuracy(self.kind, *train, *test, neighbours=self.neighbours)
 
     @torch.no_grad()
     def _representations(self, task, images: torch.Tensor):
@@ -128,7 +124,8 @@ class BarlowProbe(BarlowHook):
         """C of equation 2 between the embeddings of two views of the first training images."""
         dataset = task.datasets["train"]
         with _evaluating(task.base_model) as model, _seeded():
-            pairs = [dataset[i]["data"] for i in range(min(CORRELATION_IMAGES, len(dataset)))]
+            images_drawn = min(task.config.BARLOW.PROBE.CORRELATION_IMAGES, len(dataset))
+            pairs = [dataset[i]["data"] for i in range(images_drawn)]
             z_a, z_b = (
                 torch.cat([model(x.to(task.device)[None])[0].cpu() for x in view.split(256)])
                 for view in (torch.stack(images) for images in zip(*pairs))
@@ -162,7 +159,8 @@ def _evaluating(model):
 
 @contextlib.contextmanager
 def _seeded():
-    """The same random views each time, and no trace left in training's own random state."""
+    """Of sources whose views are drawn from Python's or torch's global state (VISSL's own): the same
+    views each time, and the state afterwards what it was."""
     state = random.getstate()
     random.seed(0)
     try:

@@ -1,8 +1,9 @@
-"""Answers a request to stop: the step is finished and saved, then every process leaves."""
+"""Stops a run that is asked to stop, without losing a step."""
 
 import signal
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,10 +20,12 @@ GPU_DELAY = 2
 
 
 class BarlowStop(BarlowHook):
-    """Answers SIGTERM, SIGUSR1 and SIGUSR2: the step is finished, a checkpoint written, and every
-    process of the run leaves after the same step."""
+    """On SIGTERM, SIGUSR1 or SIGUSR2 to any process of the run, ends all of them after the same step.
 
-    def __init__(self, check_finite) -> None:
+    The step under way is finished first (on GPUs, `GPU_DELAY` more) and a checkpoint written after it.
+    """
+
+    def __init__(self, check_finite: Callable) -> None:
         """`check_finite(task)` raises for a state that is not worth saving."""
         super().__init__()
         self.check_finite = check_finite
@@ -30,12 +33,12 @@ class BarlowStop(BarlowHook):
     def on_start(self, task) -> None:
         (self.saver,) = (h for h in task.hooks if isinstance(h, LogLossMetricsCheckpointHook))
         self.signals = StopSignals()
-        self.pending: deque = deque()
+        self.pending: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
 
     def on_step(self, task) -> None:
         if not task.train:
             return
-        number = self._agreed(task.device)
+        number = self._signal_received_anywhere(task.device)
         if not number:
             return
         self.check_finite(task)
@@ -58,8 +61,8 @@ class BarlowStop(BarlowHook):
     def on_exception(self, task) -> None:
         self.signals.restore()
 
-    def _agreed(self, device: torch.device) -> int:
-        """The signal some process received, the same answer in all of them at the same step."""
+    def _signal_received_anywhere(self, device: torch.device) -> int:
+        """A signal that some process has received, or 0; the same in every process at each step."""
         if get_world_size() == 1:
             return self.signals.received
         received = torch.full((), self.signals.received, dtype=torch.long, device=device)

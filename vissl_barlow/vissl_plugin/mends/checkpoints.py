@@ -16,6 +16,7 @@ from classy_vision.generic.util import load_checkpoint
 from vissl.utils import checkpoint as vissl_checkpoint
 from vissl.utils import distributed_launcher
 
+from vissl_barlow.atomic_files import temporary_path
 from vissl_barlow.checkpoint import save_atomically
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import (
@@ -51,8 +52,7 @@ def link_newest_checkpoint_atomically() -> None:
     @wrap(vissl_checkpoint, "create_file_symlink", applies=in_barlow_run)
     def create_file_symlink(original, file1, file2):
         folder = os.path.dirname(file2)
-        # A name that `remove_leftovers` knows, for a kill before the next line but one.
-        temporary = os.path.join(folder, f".checkpoint-link-{os.getpid()}.tmp")
+        temporary = temporary_path(folder)
         os.symlink(os.path.relpath(file1, folder), temporary)
         os.replace(temporary, file2)
 

@@ -14,9 +14,6 @@ from vissl_barlow.vissl_plugin.run.lock import lock, unlock
 from vissl_barlow.vissl_plugin.run.processes import spawn as spawn_together
 from vissl_barlow.vissl_plugin.wrap import Overlay, of_barlow_config, of_barlow_owner, wrap
 
-# Config (`config.BARLOW`): after so long without an answer from another process a run fails.
-TIMEOUT_MINUTES = 10
-
 
 def lock_checkpoint_folder() -> None:
     """vissl/utils/distributed_launcher.py:104: nothing keeps two runs out of one folder.
@@ -66,7 +63,7 @@ def set_process_group_timeout() -> None:
 
     @wrap(SelfSupervisionTrainer, "setup_distributed", applies=of_barlow_owner)
     def setup_distributed(original, trainer, use_gpu):
-        minutes = trainer.cfg.BARLOW.get("TIMEOUT_MINUTES", TIMEOUT_MINUTES)
+        minutes = trainer.cfg.BARLOW.TIMEOUT_MINUTES
         init = dist.init_process_group
         dist.init_process_group = functools.partial(init, timeout=timedelta(minutes=minutes))
         try:

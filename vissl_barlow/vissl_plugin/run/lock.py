@@ -1,4 +1,10 @@
-"""One run at a time in a checkpoint folder."""
+"""One run at a time in a checkpoint folder.
+
+The lock is flock's, without the package filelock: that would replace two of the calls below and
+leave the rest. Version 3 empties the file when it opens it, before it knows whether somebody holds
+the lock, and the holder's name is gone; version 4 keeps it, but refuses a lock file that another user
+of a shared folder has made.
+"""
 
 import errno
 import fcntl
@@ -9,16 +15,25 @@ import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vissl_barlow.checkpoint import remove_leftovers
+from vissl_barlow.atomic_files import remove_leftovers
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 LOCK_FILE = "barlow_run.lock"
 
-
+# Open descriptors of the lock files that this process holds: closing one gives its lock back.
 _locks: dict[Path, int] = {}
 
 
 def lock(folder: Path) -> None:
+    """Takes the folder for this process, until `unlock` or its end; does nothing if it has it already.
+
+    Unfinished checkpoints that a killed run has left there are removed. The lock file names the holder
+    (host, pid, start) and stays when the lock is gone. Where the file system has no locks, says so and
+    goes on.
+
+    Raises:
+        ConfigError: another process has it; the message names that process.
+    """
     path = (folder / LOCK_FILE).resolve()
     if path in _locks:
         return
@@ -26,14 +41,19 @@ def lock(folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = os.read(descriptor, 1000).decode(errors="replace")
+        content = os.read(descriptor, 1000).decode(errors="replace")
         os.close(descriptor)
         if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             logging.warning("%s: the file system has no locks; start no other run there", folder)
             return
         if not isinstance(error, BlockingIOError):
             raise
-        raise _occupied(folder, holder) from None
+        raise ConfigError(
+            "CHECKPOINT.DIR",
+            folder,
+            f"another run is writing there ({_holder(content)}); wait for it, stop it, or name "
+            "another folder",
+        ) from None
     _locks[path] = descriptor
     holder = {
         "host": socket.gethostname(),
@@ -47,20 +67,16 @@ def lock(folder: Path) -> None:
         logging.info("%d unfinished checkpoints of a killed run removed", leftovers)
 
 
-def _occupied(folder: Path, holder: str) -> Exception:
+def _holder(content: str) -> str:
+    """Who wrote the lock file; a run that has just taken the lock may not have written it yet."""
     try:
-        told = json.loads(holder)
-        first = f"pid {told['pid']} on {told['host']}, started {told['started']}"
+        holder = json.loads(content)
+        return f"pid {holder['pid']} on {holder['host']}, started {holder['started']}"
     except (ValueError, KeyError):
-        first = "which has only just started"
-    return ConfigError(
-        "CHECKPOINT.DIR",
-        folder,
-        f"another run is writing there ({first}); wait for it, stop it, or name another folder",
-    )
+        return "which has only just started"
 
 
 def unlock() -> None:
-    """Gives the folders back that this process holds."""
+    """Gives back every folder that this process has taken."""
     while _locks:
         os.close(_locks.popitem()[1])

@@ -4,22 +4,28 @@ import multiprocessing.util
 import os
 import signal
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 # SIGTERM is the usual request to stop; SLURM's `--signal` and submitit send the other two.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopSignals:
-    """Takes down the request instead of ending the process, until `restore` or `leave`.
+    """Notes a request to stop in `received`, instead of ending the process, until `restore` or `leave`.
 
     SIGTERM is left to a handler that someone else has installed: submitit's ignores it, because the
     signal that asks for a new submission comes as well. That signal's handler runs in `leave`.
+
+    Attributes:
+        received: number of the signal, 0 for none.
+        forward_to: processes (multiprocessing's) that get every signal too.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        self.forward_to: list = []
-        self.previous: dict[int, object] = {}
+        self.forward_to: Sequence = ()
+        self.previous: dict[int, Any] = {}  # handlers by signal
         self.owner = os.getpid()
         if threading.current_thread() is not threading.main_thread():
             return  # where Python allows no handlers
@@ -38,14 +44,16 @@ class StopSignals:
         self.forward(number)
 
     def forward(self, number: int) -> None:
-        """Sends the signal to the processes in `forward_to`."""
+        """Sends the signal to those processes in `forward_to` that still run."""
         for process in self.forward_to:
             if process.is_alive():
                 os.kill(process.pid, number)
 
     def restore(self) -> None:
+        """Puts the handlers back that were there before."""
         while self.previous:
-            signal.signal(*self.previous.popitem())
+            number, handler = self.previous.popitem()
+            signal.signal(number, handler)
 
     def leave(self, number: int) -> None:
         """Ends the process as the signal asked: by its own handler if it had one (submitit's submits
@@ -58,13 +66,19 @@ class StopSignals:
 
 
 def leave_signals_to_the_run() -> None:
-    """For a loader worker: SLURM signals it too, and without it the step cannot be finished."""
+    """Ignores requests to stop in a loader worker.
+
+    SLURM signals it like every process of the job, but the run needs its images to finish the step.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_loader_workers_at_exit() -> None:
-    """For a process with such workers: at its exit Python terminates them, in vain, and waits."""
+    """Kills loader workers when this process exits.
+
+    Python sends its daemons SIGTERM at exit and waits for them; these ignore it.
+    """
 
     def kill() -> None:
         for child in multiprocessing.active_children():

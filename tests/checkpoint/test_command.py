@@ -1,0 +1,60 @@
+"""`python -m vissl_barlow.checkpoint`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from trunks import assert_same, authors_training_checkpoint, convert
+
+from vissl_barlow.checkpoint import load_trunk
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_command_line_reports_and_refuses_in_one_line(tmp_path, resnet18, capsys):
+    source, target = tmp_path / "in.pth", tmp_path / "out.torch"
+    torch.save(authors_training_checkpoint(resnet18.state_dict()), source)
+    assert convert(source, target, "vissl") == 0
+    report = capsys.readouterr().out
+    assert report.count("\n") == 1
+    for part in ("authors", "ResNet-18", "120 tensors", "2 beside", str(target), "vissl"):
+        assert part in report
+
+    before = target.read_bytes()
+    refusals = {
+        "--force replaces it": (source, target, "torchvision"),
+        "No such file": (tmp_path / "gone", tmp_path / "new", "vissl"),
+        "No such file or directory: '" + str(tmp_path / "no"): (
+            source,
+            tmp_path / "no" / "x",
+            "vissl",
+        ),
+        "name it .pth": (source, tmp_path / "r50.pkl", "detectron2"),
+    }
+    for reason, arguments in refusals.items():
+        assert convert(*arguments) == 1
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+        assert reason in err
+    assert target.read_bytes() == before
+    assert sorted(os.listdir(tmp_path)) == ["in.pth", "out.torch"]
+
+    assert convert(source, target, "torchvision", "--force") == 0
+    assert_same(torch.load(target, weights_only=True), resnet18.state_dict())
+
+
+def test_it_runs_as_a_module_without_a_warning(tmp_path, resnet18):
+    torch.save(resnet18.state_dict(), tmp_path / "in.pth")
+    command = [sys.executable, "-m", "vissl_barlow.checkpoint", "--to", "vissl"]
+    ran = subprocess.run(
+        [*command, tmp_path / "in.pth", tmp_path / "out.torch"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "ResNet-18" in ran.stdout
+    assert_same(load_trunk(tmp_path / "out.torch"), resnet18.state_dict())

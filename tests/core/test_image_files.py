@@ -1,0 +1,105 @@
+"""Image files on the disk: those below a folder, and which of them cannot be read."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vissl_barlow import images
+from vissl_barlow.images import (
+    ImageCheck,
+    UnreadableImage,
+    list_images,
+    read_image,
+    unreadable_images,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten images a0.png ... a9.png, of which 2 and 7 hold no image, and 5 is not there."""
+    for index in range(10):
+        Image.fromarray(np.full((4, 6, 3), index, np.uint8)).save(tmp_path / f"a{index}.png")
+    (tmp_path / "a2.png").write_bytes(b"<html>")
+    (tmp_path / "a7.png").write_bytes(b"")
+    (tmp_path / "a5.png").unlink()
+    return tmp_path
+
+
+NAMES = [f"a{index}.png" for index in range(10)]
+
+
+def located(folder):
+    return lambda name: folder / name
+
+
+def test_an_image_is_read_and_a_failure_names_the_file(folder):
+    np.testing.assert_array_equal(read_image(folder / "a3.png"), np.full((4, 6, 3), 3, np.uint8))
+    for name, reason in {
+        "a2.png": "no image format",
+        "a7.png": "the file is empty",
+        "a5.png": "No such file or directory",
+    }.items():
+        with pytest.raises(UnreadableImage, match=f"^{folder / name}: {reason}"):
+            read_image(folder / name)
+
+
+@pytest.mark.parametrize("wanted", [-1, 10, 1000])
+def test_all_images_are_checked_where_all_are_wanted(folder, wanted):
+    found = unreadable_images(NAMES, wanted, locate=located(folder))
+    assert found == ImageCheck(10, ["a2.png", "a5.png", "a7.png"])
+
+
+def test_whole_paths_need_no_place(folder):
+    paths = np.array([str(folder / name) for name in NAMES[:3]])
+    found = unreadable_images(paths, -1)
+    assert found == (3, [str(folder / "a2.png")])
+    assert type(found.unreadable[0]) is str
+
+
+def test_a_selection_is_random_and_repeats_with_its_seed(folder, monkeypatch):
+    read = []
+    monkeypatch.setattr(images, "read_image", lambda path: read.append(path.name))
+
+    def selected(seed, wanted=4):
+        read.clear()
+        assert unreadable_images(NAMES, wanted, seed=seed, locate=located(folder)) == (wanted, [])
+        return tuple(read)
+
+    assert selected(0) == selected(0)
+    assert len(set(selected(0))) == 4
+    selections = {selected(seed) for seed in range(20)}
+    assert len(selections) > 10
+    assert {name for names in selections for name in names} == set(NAMES)
+    # Read and reported in the order of the list.
+    assert all(list(names) == sorted(names) for names in selections)
+
+
+def test_none_is_read_where_none_is_wanted_or_there(folder):
+    assert unreadable_images(NAMES, 0, locate=located(folder)) == (0, [])
+    assert unreadable_images([], 5) == unreadable_images([], -1) == (0, [])
+
+
+def test_images_below_a_folder_are_listed_as_torchvision_orders_them(tmp_path):
+    names = (
+        "b/2.JPG",
+        "b/10.jpg",
+        "a/z.png",
+        "a/deep/er/1.jpeg",
+        "top.webp",
+        "a/notes.txt",
+        "b/x.jpg~",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    elsewhere = tmp_path.parent / f"{tmp_path.name}_elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "linked.png").touch()
+    os.symlink(elsewhere, tmp_path / "c")
+    expected = ["top.webp", "a/z.png", "a/deep/er/1.jpeg", "b/10.jpg", "b/2.JPG", "c/linked.png"]
+    assert list_images(tmp_path) == expected
+    assert list_images(str(tmp_path)) == expected
+    with pytest.raises(FileNotFoundError, match=r"top\.webp is not a folder"):
+        list_images(tmp_path / "top.webp")

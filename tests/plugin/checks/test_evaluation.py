@@ -1,0 +1,147 @@
+"""An evaluation that cannot work, or would mislead, is refused before it starts."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from digits_on_disk import OVERLAY
+from PIL import Image
+from vissl_runs import resolve
+
+from vissl_barlow.vissl_plugin.errors import ConfigError
+
+WEIGHTS = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE"
+
+
+def refusal(tmp_path, name, *overrides) -> str:
+    with pytest.raises(ConfigError) as raised:
+        resolve(tmp_path / "run", f"benchmark/vissl_barlow/{name}", OVERLAY, *overrides)
+    return str(raised.value)
+
+
+def test_classes_that_do_not_match_the_classifier(digits_on_disk, tmp_path):
+    message = refusal(
+        tmp_path,
+        "imagenet1k_linear",
+        *digits_on_disk.folders(),
+        "config.MODEL.HEAD.PARAMS=[[barlow_linear,{in_dim:256,num_classes:1000}]]",
+    )
+    assert message.startswith("config.MODEL.HEAD.PARAMS=")
+    assert "1000 outputs" in message
+    assert "10 classes" in message
+
+
+def test_folders_laid_out_wrongly(digits_on_disk, tmp_path):
+    root, flat = digits_on_disk.imagenet, tmp_path / "flat"
+    flat.mkdir()
+    Image.new("RGB", (8, 8)).save(flat / "ILSVRC2012_val_00000001.JPEG")
+    test = f"config.DATA.TEST.DATA_PATHS=[{root}/val]"
+    above = refusal(tmp_path, "imagenet1k_linear", f"config.DATA.TRAIN.DATA_PATHS=[{root}]", test)
+    assert "expected one sub-folder of images per class, found train, val" in above
+    unsorted = refusal(
+        tmp_path,
+        "imagenet1k_linear",
+        f"config.DATA.TRAIN.DATA_PATHS=[{root}/train]",
+        f"config.DATA.TEST.DATA_PATHS=[{flat}]",
+    )
+    assert unsorted.startswith("config.DATA.TEST.DATA_PATHS=")
+    assert "found 1 images and no sub-folder" in unsorted
+
+
+def test_test_images_of_other_classes_than_the_training_images(digits_on_disk, tmp_path):
+    for name in [*(f"n{digit:08d}" for digit in range(9)), "n99999999"]:
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "val" / name / "image.png")
+    message = refusal(
+        tmp_path,
+        "imagenet1k_linear",
+        digits_on_disk.folders()[0],
+        f"config.DATA.TEST.DATA_PATHS=[{tmp_path}/val]",
+    )
+    assert "1 missing (n00000009), 1 unexpected (n99999999)" in message
+
+
+def test_missing_and_unfit_lists(digits_on_disk, tmp_path):
+    test = f"config.DATA.TEST.DATA_PATHS=[{digits_on_disk.imagenet}/val]"
+
+    def with_lists(images, labels) -> str:
+        return refusal(
+            tmp_path,
+            "imagenet1k_semi_1pct",
+            f"config.DATA.TRAIN.DATA_PATHS=[{images}]",
+            f"config.DATA.TRAIN.LABEL_PATHS=[{labels}]",
+            test,
+        )
+
+    images = digits_on_disk.lists / "train_images.npy"
+    missing = with_lists(tmp_path / "none.npy", tmp_path / "none.npy")
+    assert "there is no such file; `python -m vissl_barlow.datasets.imagenet_subsets`" in missing
+
+    labels = tmp_path / "labels.npy"
+    np.save(labels, np.arange(7))
+    assert "7 labels for the 1437 images" in with_lists(images, labels)
+    np.save(labels, np.arange(1437) % 11)
+    assert "11 classes" in with_lists(images, labels)
+    np.save(labels, np.arange(1437) % 9)
+    assert "9 classes" in with_lists(images, labels)
+    np.save(labels, np.zeros((1437, 3)))
+    assert "float64 of shape (1437, 3)" in with_lists(images, labels)
+    gone = tmp_path / "images.npy"
+    np.save(gone, np.array([str(tmp_path / "gone.JPEG")] * 1437))
+    np.save(labels, np.arange(1437) % 10)
+    assert "missing or cannot be read" in with_lists(gone, labels)
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_lists_and_checkpoints_with_code_are_refused_unread(digits_on_disk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "labels.npy", np.array([Code()], dtype=object), allow_pickle=True)
+    message = refusal(
+        tmp_path,
+        "imagenet1k_semi_1pct",
+        f"config.DATA.TRAIN.DATA_PATHS=[{digits_on_disk.lists}/train_images.npy]",
+        "config.DATA.TRAIN.LABEL_PATHS=[labels.npy]",
+        digits_on_disk.folders()[1],
+    )
+    assert "not a plain array" in message
+    torch.save({"model": Code()}, tmp_path / "weights.pth")
+    message = refusal(
+        tmp_path, "imagenet1k_linear", *digits_on_disk.folders(), f"{WEIGHTS}=weights.pth"
+    )
+    assert message.startswith(f"{WEIGHTS}=weights.pth: refused: it holds")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_that_are_missing_or_of_another_trunk(checkpoints, digits_on_disk, tmp_path):
+    folders = digits_on_disk.folders()
+    placeholder = refusal(tmp_path, "imagenet1k_linear", *folders)
+    assert "cannot be read (No such file or directory)" in placeholder
+    deeper = refusal(
+        tmp_path,
+        "imagenet1k_linear",
+        *folders,
+        f"{WEIGHTS}={checkpoints['torchvision']}",
+        "config.MODEL.TRUNK.RESNETS.DEPTH=34",
+    )
+    assert "does not fit BarlowResNet: 80 missing: _feature_blocks.layer1.2.conv1.weight" in deeper
+
+
+def test_more_best_answers_or_steps_than_there_are(digits_on_disk, tmp_path):
+    folders = (*digits_on_disk.folders(), f"{WEIGHTS}=")
+    key = "config.METERS.accuracy_list_meter.topk_values"
+    assert refusal(tmp_path, "imagenet1k_linear", *folders, f"{key}=[1,11]").startswith(key)
+    short = refusal(
+        tmp_path,
+        "imagenet1k_semi_1pct",
+        *folders,
+        "config.OPTIMIZER.num_epochs=10",
+        "config.DATA.TRAIN.DATA_SOURCES=[disk_folder]",
+        "config.DATA.TRAIN.LABEL_SOURCES=[disk_folder]",
+    )
+    assert short.startswith("config.OPTIMIZER.param_schedulers.lr=")
+    assert "num_epochs=10" in short

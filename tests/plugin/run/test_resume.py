@@ -1,0 +1,85 @@
+"""Which checkpoint a start goes on from, and which of them are kept."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from vissl.config import AttrDict
+
+import vissl_barlow
+from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.run.checkpoint_folder import remove_old_checkpoints
+
+
+def save(folder: Path, *steps_by_name: str) -> None:
+    """Writes checkpoints given as "NAME@STEPS", in this order, a second apart."""
+    for second, text in enumerate(steps_by_name):
+        name, _, steps = text.partition("@")
+        path = folder / f"model_{name}.torch"
+        torch.save({"iteration": int(steps)}, path)
+        os.utime(path, (second, second))
+
+
+def resumed(folder: Path, **settings) -> str | None:
+    """The name of the checkpoint that VISSL's launcher would go on from."""
+    vissl_barlow.register()
+    from vissl.utils.checkpoint import get_resume_checkpoint
+
+    checkpoint = {"AUTO_RESUME": True, "LATEST_CHECKPOINT_RESUME_FILE_NUM": 1, **settings}
+    path = get_resume_checkpoint(AttrDict({"BARLOW": {}, "CHECKPOINT": checkpoint}), str(folder))
+    return path and Path(path).name
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (["iteration6@6", "phase0@8"], "model_phase0.torch"),
+        (["phase0@8", "iteration6@6"], "model_phase0.torch"),  # the file's age says nothing
+        (["phase0@8", "iteration9@9"], "model_iteration9.torch"),
+        (["iteration8@8", "phase0@8"], "model_phase0.torch"),  # its epoch is done
+        (["iteration9@9", "iteration10@10"], "model_iteration10.torch"),
+        (["phase9@80", "phase10@88", "iteration87@87"], "model_phase10.torch"),
+        (["final_checkpoint_phase2@24"], None),
+        ([], None),
+    ],
+)
+def test_the_checkpoint_with_the_most_steps_is_gone_on_from(found, expected, tmp_path):
+    save(tmp_path, *found)
+    assert resumed(tmp_path) == expected
+
+
+def test_an_earlier_one_or_none_on_demand(tmp_path):
+    save(tmp_path, "phase0@8", "iteration12@12", "phase1@16")
+    assert resumed(tmp_path, LATEST_CHECKPOINT_RESUME_FILE_NUM=2) == "model_iteration12.torch"
+    assert resumed(tmp_path, LATEST_CHECKPOINT_RESUME_FILE_NUM=9) == "model_phase0.torch"
+    assert resumed(tmp_path, AUTO_RESUME=False) is None
+
+
+def test_damaged_ones_are_passed_over_and_nothing_but_damaged_ones_refused(tmp_path):
+    save(tmp_path, "phase0@8", "iteration12@12")
+    (tmp_path / "model_phase1.torch").write_bytes(b"")
+    (tmp_path / "model_iteration12.torch").write_bytes(b"no checkpoint")
+    assert resumed(tmp_path) == "model_phase0.torch"
+    torch.save([1, 2], tmp_path / "model_phase0.torch")  # whole, but nothing of VISSL's
+    with pytest.raises(ConfigError, match=r"CHECKPOINT\.DIR=.*every checkpoint there is damaged"):
+        resumed(tmp_path)
+
+
+def kept(folder: Path, keep: int, every_epochs: int) -> set[str]:
+    remove_old_checkpoints(folder, keep, every_epochs)
+    return {path.stem.removeprefix("model_") for path in folder.iterdir()}
+
+
+def test_the_last_written_of_each_kind_are_kept_whatever_their_numbers(tmp_path):
+    """A run that was told not to resume counts from 0 beside an older run's larger numbers."""
+    save(tmp_path, "phase7@64", "phase0@8", "iteration60@60", "iteration3@3", "iteration6@6")
+    assert kept(tmp_path, 1, 0) == {"phase0", "iteration6"}
+
+
+def test_milestones_and_all_on_demand(tmp_path):
+    names = [f"phase{epoch}@{epoch}" for epoch in range(5)]
+    save(tmp_path, *names, "final_checkpoint_phase5@6")
+    assert len(kept(tmp_path, 0, 0)) == 6
+    assert kept(tmp_path, 1, 2) == {"phase1", "phase3", "phase4", "final_checkpoint_phase5"}
+    assert kept(tmp_path, 1, 0) == {"phase4", "final_checkpoint_phase5"}

@@ -1,0 +1,89 @@
+"""Which ResNet a state dict in torchvision's names is, and whether it fits a model."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vissl_barlow.checkpoint.torch_file import CheckpointError
+from vissl_barlow.messages import listed
+from vissl_barlow.resnet import ARCHITECTURES, build_trunk
+
+NAMES_SHOWN = 4
+_STEM_CHANNELS = 64  # of a ResNet that is not widened
+
+
+class TrunkDepth(NamedTuple):
+    """`depth`: 18, 34, 50, 101 or 152; `small_stem`: 3 x 3 first convolution (32-pixel images);
+    `width_multiplier`: on the channels of every layer, as VISSL's `WIDTH_MULTIPLIER`."""
+
+    depth: int
+    small_stem: bool
+    width_multiplier: float = 1
+
+
+def trunk_depth(state_dict: Mapping[str, Tensor]) -> TrunkDepth:
+    """Which torchvision ResNet a trunk's state dict is, from its names and shapes, without `fc`.
+
+    Raises:
+        CheckpointError: none fits; says what is missing, unexpected or of another shape against the
+            nearest one.
+    """
+
+    def names_apart(depth: int) -> int:
+        return len(_required(state_dict) ^ _required(_trunk_shapes(depth)))
+
+    depth = min(ARCHITECTURES, key=names_apart)
+    stem: Sequence[int] = state_dict["conv1.weight"].shape if "conv1.weight" in state_dict else ()
+    layout = TrunkDepth(
+        depth,
+        small_stem=tuple(stem[2:]) == (3, 3),
+        width_multiplier=stem[0] / _STEM_CHANNELS if len(stem) and stem[0] else 1,
+    )
+    if misfit := _misfit(state_dict, _trunk_shapes(*layout)):
+        raise CheckpointError(f"not a ResNet-18/34/50/101/152; against ResNet-{depth}: {misfit}")
+    return layout
+
+
+def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Refuses a state dict with which `model.load_state_dict` would leave anything out.
+
+    `num_batches_tracked` may be missing, as in files of frozen or converted models.
+
+    Raises:
+        CheckpointError: says which names are missing, unexpected, or of another shape.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if misfit := _misfit(state_dict, shapes):
+        raise CheckpointError(f"the checkpoint does not fit {type(model).__name__}: {misfit}")
+
+
+def _required(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.endswith(".num_batches_tracked")}
+
+
+@cache
+def _trunk_shapes(depth: int, small_stem: bool = False, width: float = 1) -> dict[str, tuple]:
+    with torch.device("meta"):
+        model = build_trunk(depth, small_stem=small_stem, width_multiplier=width)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _misfit(state_dict: Mapping[str, Tensor], shapes: Mapping[str, tuple]) -> str:
+    """What keeps a state dict from a model of these shapes; empty where it fits."""
+    absent = _required(shapes) - state_dict.keys()
+    missing = [name for name in shapes if name in absent]
+    unexpected = [name for name in state_dict if name not in shapes]
+    reshaped = [
+        f"{name} {tuple(tensor.shape)} instead of {shapes[name]}"
+        for name, tensor in state_dict.items()
+        if name in shapes and tuple(tensor.shape) != shapes[name]
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    return "; ".join(
+        f"{len(names)} {kind}: {listed(names, NAMES_SHOWN)}"
+        for kind, names in kinds.items()
+        if names
+    )

@@ -1,0 +1,207 @@
+"""What the commands of a table or a study do: their options, and the runs that are still missing."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from vissl_barlow.reproduce.execution import (
+    RUNNER,
+    USE_SLURM,
+    claim,
+    execute,
+    run_again,
+    sbatch,
+    submit,
+)
+from vissl_barlow.reproduce.overrides import fill, override
+from vissl_barlow.reproduce.results import is_finished
+from vissl_barlow.reproduce.settings import DETECTION, config_of
+from vissl_barlow.reproduce.studies import (
+    DIGITS,
+    IMAGENET,
+    Experiment,
+    linear_evaluation,
+    load_study,
+    pretraining,
+    read_result,
+    slug,
+)
+from vissl_barlow.reproduce.transfer import Row, Step, Table, load_table
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The option that every command has."""
+    parser.add_argument("--out", type=Path, default=Path("report"), help="default: %(default)s")
+
+
+def add_table_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """The options of table `name`."""
+    checkpoint = "of this plugin, of the authors, of VISSL or of torchvision"
+    parser.add_argument("--checkpoint", type=Path, help=checkpoint)
+    table = load_table(name)
+    if table.detects:
+        parser.add_argument("--num-gpus", type=int, default=8, help="default: %(default)s")
+    for option, description in table.inputs.items():
+        parser.add_argument(f"--{option}", type=Path, help=description)
+    add_out(parser)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    mode = _add_modes(parser, "rows")
+    mode.add_argument("--slurm", action="store_true", help="submit them instead of running them")
+    parser.add_argument("overrides", nargs="*", help="hydra's overrides, for every VISSL command")
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a study."""
+    parser.add_argument("--data", choices=(IMAGENET, DIGITS), default=IMAGENET)
+    add_out(parser)
+    imagenet = "folder with train and val; default: VISSL's dataset catalogue"
+    parser.add_argument("--imagenet", type=Path, help=imagenet)
+    parser.add_argument("--seeds", type=int, default=1, help="runs per experiment, averaged")
+    parser.add_argument("--only", default="", help="experiments whose name contains this")
+    linear = "one of hydra's overrides for every linear evaluation (repeat it)"
+    parser.add_argument("--linear", action="append", default=[], metavar="KEY=VALUE", help=linear)
+    _add_modes(parser, "experiments")
+    parser.add_argument("--slurm", action="store_true", help="submit to SLURM by VISSL's launcher")
+    overrides = "more of hydra's overrides, for every pretraining"
+    parser.add_argument("overrides", nargs="*", help=overrides)
+
+
+def _add_modes(parser: argparse.ArgumentParser, rows: str) -> argparse._MutuallyExclusiveGroup:
+    """What to do instead of running the `rows`."""
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--list", action="store_true", help=f"show {rows} and results, run nothing")
+    mode.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    return mode
+
+
+def run_table(name: str, options: argparse.Namespace) -> int:
+    """Runs what is missing of table `name`; returns the exit status.
+
+    What is finished is not run again; what was interrupted resumes from its newest checkpoint. One
+    row's failure does not keep the others from running.
+
+    Raises:
+        ValueError: no such row, data missing, or a folder with another checkpoint's results.
+    """
+    table = load_table(name)
+    runs = {folder: row for row in table.rows for folder in row.seeds}
+    chosen = {folder: row for folder, row in runs.items() if options.only in folder}
+    if not chosen:
+        raise ValueError(f"--only {options.only} matches none of {', '.join(runs)}")
+    if options.list:
+        return 0
+    paths = _input_paths(table, set().union(*(row.inputs for row in chosen.values())), options)
+    succeeded = [_run_row(row, folder, paths, options) for folder, row in chosen.items()]
+    return int(not all(succeeded))
+
+
+def _input_paths(table: Table, needed: set[str], options: argparse.Namespace) -> dict[str, str]:
+    """The absolute paths of the checkpoint and of the inputs that are needed."""
+    descriptions = {"checkpoint": "the pretrained trunk", **table.inputs}
+    paths = {name: vars(options)[name.replace("-", "_")] for name in descriptions if name in needed}
+    missing = [f"--{name} ({descriptions[name]})" for name, path in paths.items() if path is None]
+    if missing:
+        raise ValueError(f"give {'; '.join(missing)}, or choose other rows with --only")
+    absent = [f"--{name} {path}" for name, path in paths.items() if not path.exists()]
+    if absent and not options.dry_run:
+        raise ValueError(f"not there: {', '.join(absent)}")
+    return {name: str(path.resolve()) for name, path in paths.items()}
+
+
+def _run_row(row: Row, name: str, paths: dict[str, str], options: argparse.Namespace) -> bool:
+    """Runs, submits or prints what is left of a row in folder `name`; whether nothing failed."""
+    folder = options.out.resolve() / name
+    finished = row.result.read(folder)
+    if not options.dry_run:
+        claim(folder, paths["checkpoint"])
+    if finished:
+        return True
+    numbers = {"seed": str(row.seeds[name]), "num-gpus": str(vars(options).get("num_gpus", 1))}
+    for step in row.steps:
+        if step.creates and (folder / step.creates).exists():
+            continue
+        command = _command(step, {**paths, **numbers, "folder": str(folder)}, options)
+        if options.dry_run:
+            print(shlex.join(command), flush=True)
+        elif options.slurm and not step.creates:
+            return submit(name, command, folder)
+        else:
+            if step.creates:
+                (folder / step.creates).parent.mkdir(parents=True, exist_ok=True)
+            if not execute(f"{name}: {step.module}", command, folder / "reproduce.log"):
+                return False
+    return True
+
+
+def _command(step: Step, values: dict[str, str], options: argparse.Namespace) -> list[str]:
+    folder = Path(values["folder"])
+    command = [sys.executable, "-m", step.module, *(fill(a, values) for a in step.arguments)]
+    if step.module == DETECTION:
+        command += [word for pair in options.overrides for word in pair.split("=", 1)]
+    elif config_of(step.arguments):
+        command += options.overrides
+    if step.module == RUNNER:
+        return [*command, *run_again(folder), *([USE_SLURM] if options.slurm else [])]
+    if options.slurm and not step.creates:
+        return sbatch(command, folder, values["num-gpus"])
+    return command
+
+
+def run_study(name: str, options: argparse.Namespace) -> int:
+    """Runs what is missing of study `name`, as `run_table` does; returns the exit status.
+
+    Raises:
+        ValueError: no such study or experiment.
+    """
+    experiments = load_study(name, options.data).experiments
+    chosen = [e for e in experiments if options.only.lower() in f"{e.series} {e.name}".lower()]
+    if not chosen:
+        names = ", ".join(e.name for e in experiments)
+        raise ValueError(f"--only {options.only} matches none of {names}")
+    seeds = range(0 if options.list else options.seeds)
+    succeeded = [_run_experiment(e, seed, options) for e in chosen for seed in seeds]
+    return int(not all(succeeded))
+
+
+def _run_experiment(experiment: Experiment, seed: int, options: argparse.Namespace) -> bool:
+    """Runs, submits or prints what is left of one experiment; whether nothing failed."""
+    # Runs with more overrides are others: they must not pass for the study's own.
+    name = slug("-".join([experiment.folder, *options.overrides, *options.linear]))
+    folder = options.out.resolve() / options.data / "runs" / name / f"seed{seed}"
+    if read_result(folder, options.data):
+        return True
+    tried = experiment.tried and f"({experiment.tried})"
+    title = " ".join(filter(None, (experiment.series, experiment.name, tried)))
+    for stage, overrides in _stages(experiment, folder, seed, options).items():
+        command = ["-m", RUNNER, *overrides, *([USE_SLURM] if options.slurm else [])]
+        if options.dry_run:
+            print(shlex.join(["python", *command]))
+            continue
+        log = folder / f"{stage.split()[0]}.log"
+        if not execute(f"{title}, seed {seed}: {stage}", [sys.executable, *command], log):
+            return False
+        if options.slurm:
+            break  # the evaluation wants the checkpoint: run the same command again for it
+    return True
+
+
+def _stages(
+    experiment: Experiment, folder: Path, seed: int, options: argparse.Namespace
+) -> dict[str, list[str]]:
+    """The overrides of what is left of an experiment: pretraining and, on ImageNet, evaluation."""
+    train: list[str] = []
+    val: list[str] = []
+    if options.data == IMAGENET and options.imagenet:
+        train = [override("DATA.TRAIN.DATA_PATHS", [str(options.imagenet / "train")])]
+        val = [override("DATA.TEST.DATA_PATHS", [str(options.imagenet / "val")])]
+    stages = {}
+    if options.data == DIGITS or not is_finished(folder):
+        overrides = pretraining(experiment, options.data, folder, seed)
+        stages["pretraining"] = [*overrides, *train, *options.overrides, *run_again(folder)]
+    if options.data == IMAGENET:
+        # Both stages are jobs of one cluster.
+        slurm = [word for word in options.overrides if word.startswith("config.SLURM.")]
+        overrides = [*linear_evaluation(folder), *train, *val, *slurm, *options.linear]
+        stages["linear evaluation"] = [*overrides, *run_again(folder / "linear")]
+    return stages

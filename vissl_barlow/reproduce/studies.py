@@ -1,0 +1,213 @@
+"""Sections 4 and 5 as studies: tables 5 to 7, figures 2 to 5, and section 5's objectives side by side.
+
+A study is a file of `configs/studies`: a title and the experiments, each a config with overrides. On
+ImageNet an experiment is pretraining, then the linear evaluation of Table 1; on the digits it is the
+same overlay on `digits_quickstart`, with every width of the heads divided by 16, and its result is the
+probe at the end. The two never share a table.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vissl_barlow.paths import config_folder
+from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config, override
+from vissl_barlow.reproduce.results import ACCURACY, PROBE, reported
+
+IMAGENET, DIGITS = "imagenet", "digits"
+BASE, DIGITS_BASE = "resnet50_in1k_300ep", "digits_quickstart"
+LINEAR_EVALUATION = "benchmark/vissl_barlow/imagenet1k_linear"
+# The digits' widths are the paper's divided by this, so that every overlay keeps its proportions.
+DIGITS_SHRINK = 16
+DIGITS_EPOCHS = 20
+# File systems take 255 bytes; a longer name of a run's folder ends in a digest instead.
+LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One point of a study.
+
+    Attributes:
+        series, name: the curve or table it belongs to, and its row.
+        config: below `pretrain/vissl_barlow`.
+        overrides: hydra's, on top of the config.
+        tried: value of the study's `best_of`, of which the best counts; "" without one.
+        paper: what the paper reports on ImageNet, by figure, in %.
+    """
+
+    series: str
+    name: str
+    config: str
+    overrides: tuple[str, ...] = ()
+    tried: str = ""
+    paper: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """A folder name; experiments that are one and the same, in several studies, share it."""
+        changes = [each.split("=") for each in self.overrides]
+        # The last two parts of a key tell it from its neighbours.
+        short = [".".join(key.split(".")[-2:]) + "-" + value for key, value in changes]
+        return slug("-".join([self.config, *short]))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A title, the experiments, a figure's label of its first axis, and what `tried` is a value of."""
+
+    title: str
+    experiments: tuple[Experiment, ...]
+    x_label: str
+    best_of: str
+
+
+def slug(text: str) -> str:
+    """`text` as a folder's name, of `LONGEST_NAME` characters at most."""
+    name = re.sub(r"[^\w.]+", "-", text).strip("-")
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: LONGEST_NAME - 13]}-{digest}"
+
+
+def _folder() -> Path:
+    return config_folder("configs") / "studies"
+
+
+def study_names() -> list[str]:
+    """The studies there are, by name."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def load_study(name: str, data: str) -> Study:
+    """A study, with its experiments on `data`, IMAGENET or DIGITS.
+
+    Raises:
+        ValueError: no study of that name.
+    """
+    if name not in study_names():
+        raise ValueError(f"{name} is no study; there are {', '.join(study_names())}")
+    content = yaml.safe_load((_folder() / f"{name}.yaml").read_text())
+    paper = reported(name)["rows"]
+    best_of = content.get("best_of")
+    experiments = tuple(
+        Experiment(series, point, config, (*changes, *more), tried, paper.get(point, {}))
+        for series, point, config, changes in _experiments(content, data)
+        for tried, more in (_points(best_of, data) if best_of else [("", [])])
+    )
+    x_label = content.get("x_label", "")
+    return Study(content["title"], experiments, x_label, best_of["name"] if best_of else "")
+
+
+def _experiments(study: dict[str, Any], data: str) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Series, name, config and overrides of each of a study's rows, or of its series' points."""
+    for series in study.get("series", ()):
+        for point, overrides in _points(series, data):
+            yield series["name"], point, study["config"], overrides
+    for row in study.get("rows", ()):
+        on_digits = row.get("digits", [])  # more overrides, or False: not on the digits
+        if data == IMAGENET or on_digits is not False:
+            overrides = _head_overrides(row, data) + row.get("overrides", [])
+            overrides += on_digits if data == DIGITS else []
+            yield "", row["name"], row["config"], overrides
+
+
+def _points(axis: dict[str, Any], data: str) -> Iterator[tuple[str, list[str]]]:
+    """Label and overrides of each value of an axis; the baseline's value takes no override."""
+    if data == DIGITS:
+        axis = axis | axis["digits"]
+    values = axis["values"]
+    for label, value in (values if isinstance(values, dict) else dict(zip(values, values))).items():
+        templates = axis["overrides"] if label != axis["baseline"] else []
+        yield str(label), [template.format(value) for template in templates]
+
+
+def _head_overrides(row: dict[str, Any], data: str) -> list[str]:
+    """Overrides for a row's `heads`: the widths of the projector's and of the predictor's layers."""
+    if "heads" not in row:
+        return []
+    shrink = DIGITS_SHRINK if data == DIGITS else 1
+    projector, predictor = ([_shrunk(width, shrink) for width in head] for head in row["heads"])
+    loss = compose_config(f"{PRETRAIN_GROUP}/{row['config']}").LOSS.name
+    return [
+        override("MODEL.HEAD.PARAMS.0.1.dims", projector),
+        override("MODEL.HEAD.PARAMS.1.1.in_dim", projector[-1]),
+        override("MODEL.HEAD.PARAMS.1.1.dims", predictor),
+        override(f"LOSS.{loss}.embedding_dim", projector[-1]),
+    ]
+
+
+def _shrunk(width: int, shrink: int = DIGITS_SHRINK) -> int:
+    return max(2, width // shrink)
+
+
+def pretraining(experiment: Experiment, data: str, folder: Path, seed: int = 0) -> list[str]:
+    """Hydra's overrides for the experiment's pretraining, with its checkpoints in `folder`."""
+    base = [f"config={PRETRAIN_GROUP}/{experiment.config}"]
+    return [
+        *(_on_digits(experiment.config) if data == DIGITS else base),
+        *experiment.overrides,
+        override("SEED_VALUE", seed),
+        override("CHECKPOINT.DIR", str(folder)),
+    ]
+
+
+def linear_evaluation(folder: Path) -> list[str]:
+    """Hydra's overrides for the linear evaluation of the pretraining in `folder`."""
+    return [
+        f"config={LINEAR_EVALUATION}",
+        override("MODEL.WEIGHTS_INIT.PARAMS_FILE", str(folder / "checkpoint.torch")),
+        override("CHECKPOINT.DIR", str(folder / "linear")),
+    ]
+
+
+def read_result(folder: Path, data: str) -> dict[str, float]:
+    """What an experiment in `folder` came to, in %, by figure; empty until it has come to its end.
+
+    On the digits: the probe's accuracies. On ImageNet: the linear evaluation's.
+    """
+    return PROBE.read(folder) if data == DIGITS else ACCURACY.read(folder / "linear")
+
+
+def _on_digits(config: str) -> list[str]:
+    """Overrides that put an overlay of the ImageNet baseline on the digits' config instead."""
+    overlay, base, digits = (
+        compose_config(f"{PRETRAIN_GROUP}/{name}") for name in (config, BASE, DIGITS_BASE)
+    )
+    loss_key = f"LOSS.{overlay.LOSS.name}"
+    loss = overlay.LOSS[overlay.LOSS.name]
+    common = [
+        override("OPTIMIZER.num_epochs", DIGITS_EPOCHS),
+        override("BARLOW.PROBE.EVERY_EPOCHS", 0),
+        # The learning rates, and that of the biases above all, go with this scale.
+        override(f"{loss_key}.reference_world_size", loss.reference_world_size),
+    ]
+    if config == BASE:
+        return [f"config={PRETRAIN_GROUP}/{DIGITS_BASE}", *common]
+    batch = "DATA.TRAIN.BATCHSIZE_PER_REPLICA"
+    overrides = [
+        f"config={PRETRAIN_GROUP}/{config}",
+        f"config/{PRETRAIN_GROUP}={DIGITS_BASE}",
+        override(batch, digits.DATA.TRAIN.BATCHSIZE_PER_REPLICA),
+        *common,
+    ]
+    heads = overlay.MODEL.HEAD.PARAMS
+    if heads != base.MODEL.HEAD.PARAMS:
+        in_dim = digits.MODEL.HEAD.PARAMS[0][1].in_dim
+        shrunk = []
+        for head, options in heads:
+            dims = [_shrunk(width) for width in options.dims]
+            shrunk.append([head, {**options, "in_dim": in_dim, "dims": dims}])
+            in_dim = dims[-1]
+        overrides.append(override("MODEL.HEAD.PARAMS", shrunk))
+    overrides.append(override(f"{loss_key}.embedding_dim", _shrunk(loss.embedding_dim)))
+    if "sub_batch_size" in loss:
+        size = loss.sub_batch_size // DIGITS_SHRINK
+        overrides.append(override(f"{loss_key}.sub_batch_size", size))
+    return overrides

@@ -1,0 +1,181 @@
+"""Refuses labelled data that do not fit one another or the classifier: class folders and lists."""
+
+import os
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from vissl_barlow.datasets.file_lists import load_list
+from vissl_barlow.messages import listed
+from vissl_barlow.vissl_plugin.checks.common import data_path
+from vissl_barlow.vissl_plugin.checks.images import check_listed_images
+from vissl_barlow.vissl_plugin.errors import ConfigError
+
+# What makes the lists of the data sets the benchmarks name.
+_COMMANDS = {
+    "google-imagenet1k-per01": "python -m vissl_barlow.datasets.imagenet_subsets",
+    "google-imagenet1k-per10": "python -m vissl_barlow.datasets.imagenet_subsets",
+    "places205_filelist": "python -m vissl_barlow.datasets.places205",
+    "inaturalist2018_filelist": "python -m extra_scripts.datasets.create_inaturalist2018_data_files",
+    "voc2007": "python -m extra_scripts.datasets.create_voc_data_files",
+}
+
+
+def check_labels(cfg, splits: list[str], classes: int | None) -> None:
+    """Raises ConfigError for labelled images that do not fit one another or the classifier.
+
+    `splits`: those of "TRAIN" and "TEST" that will be read; `classes`: the outputs of the classifier
+    that is trained on them, None if there is none.
+    """
+    folders = {}
+    for split in splits:
+        section = cfg.DATA[split]
+        for index, source in enumerate(section.LABEL_SOURCES):
+            if source == "disk_folder":
+                key, folder = _path(cfg, split, "DATA_PATHS", index)
+                folders[split] = _check_class_folders(key, folder)
+                _check_class_count(cfg, classes, folder, len(folders[split]), exact=True)
+            elif source == "disk_filelist":
+                path, labels = _check_lists(cfg, split, index)
+                if classes is not None:
+                    found = _count_classes(split, path, labels)
+                    _check_class_count(cfg, classes, path, found, exact=split == "TRAIN")
+    if len(folders) == 2:
+        _check_same_classes(cfg, folders["TRAIN"], folders["TEST"])
+
+
+def _path(cfg, split: str, paths: str, index: int) -> tuple[str, str]:
+    """The key and the path of a data set's images (`paths` "DATA_PATHS") or labels."""
+    key, name = f"DATA.{split}.{paths}", cfg.DATA[split].DATASET_NAMES[index]
+    path = data_path(cfg, split, paths, index)
+    if path is None:
+        raise ConfigError(
+            key,
+            "[]",
+            f"nothing says where {name} is; set config.{key}=[PATH], or add it to VISSL's "
+            f"dataset_catalog.json{_how_to_make(name)}",
+        )
+    return key, path
+
+
+def _how_to_make(name: str) -> str:
+    return f"; `{_COMMANDS[name]}` makes the lists" if name in _COMMANDS else ""
+
+
+def _check_class_folders(key: str, folder: str) -> list[str]:
+    """The classes of an image folder, in the order in which VISSL numbers them."""
+    expected = "expected one sub-folder of images per class"
+    if not os.path.isdir(folder):
+        raise ConfigError(key, f"[{folder}]", f"there is no such folder; {expected}")
+    entries = list(os.scandir(folder))
+    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    images = sum(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries)
+    if not classes:
+        raise ConfigError(
+            key, f"[{folder}]", f"{expected}, found {images} images and no sub-folder"
+        )
+    parts = [name for name in classes if name in ("train", "val", "test")]
+    if parts:
+        raise ConfigError(
+            key,
+            f"[{folder}]",
+            f"{expected}, found {', '.join(parts)}; name one of these instead of the folder above",
+        )
+    empty = [name for name in classes if not _holds_an_image(os.path.join(folder, name))]
+    if empty:
+        raise ConfigError(
+            key,
+            f"[{folder}]",
+            f"{expected}, found {len(empty)} without any ({listed(empty)}); remove or fill them",
+        )
+    return classes
+
+
+def _holds_an_image(folder: str) -> bool:
+    return any(
+        name.lower().endswith(IMG_EXTENSIONS)
+        for _, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    )
+
+
+def _check_same_classes(cfg, train: list[str], test: list[str]) -> None:
+    if train == test:
+        return
+    missing, unexpected = sorted(set(train) - set(test)), sorted(set(test) - set(train))
+    differences = [
+        f"{len(names)} {kind} ({listed(names)})"
+        for kind, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    raise ConfigError(
+        "DATA.TEST.DATA_PATHS",
+        cfg.DATA.TEST.DATA_PATHS,
+        f"its classes are not the training folder's: {', '.join(differences)}; VISSL numbers each "
+        "folder's own sub-folders, so the labels would not agree",
+    )
+
+
+def _check_lists(cfg, split: str, index: int) -> tuple[str, np.ndarray]:
+    """Path and content of the labels' list, after a look at both lists and some images."""
+    name = cfg.DATA[split].DATASET_NAMES[index]
+    loaded = {}
+    for paths in ("DATA_PATHS", "LABEL_PATHS"):
+        key, path = _path(cfg, split, paths, index)
+        if not os.path.isfile(path):
+            remedy = f"there is no such file{_how_to_make(name) or '; name a list (.npy)'}"
+            raise ConfigError(key, f"[{path}]", remedy)
+        try:
+            loaded[paths] = key, path, load_list(path, mmap=True)
+        except ValueError as error:
+            raise ConfigError(key, f"[{path}]", str(error)) from None
+    key, path, images = loaded["DATA_PATHS"]
+    if images.ndim != 1 or images.dtype.kind != "U":
+        raise ConfigError(
+            key,
+            f"[{path}]",
+            "expected a list of the images' paths, found an array of "
+            f"{images.dtype} of shape {images.shape}",
+        )
+    label_key, label_path, labels = loaded["LABEL_PATHS"]
+    if len(labels) != len(images):
+        raise ConfigError(
+            label_key,
+            f"[{label_path}]",
+            f"{len(labels)} labels for the {len(images)} images of {path}; make both lists anew",
+        )
+    # As a sequence, so that of a mapped file only the images tried are read.
+    check_listed_images(cfg, split, path, cast(Sequence[str], images))
+    return label_path, labels
+
+
+def _count_classes(split: str, path: str, labels: np.ndarray) -> int:
+    """How many classes VISSL makes of a list of labels, which it takes for 0, 1, ..."""
+    if labels.ndim != 1 or labels.dtype.kind not in "iuU":
+        raise ConfigError(
+            f"DATA.{split}.LABEL_PATHS",
+            f"[{path}]",
+            "expected one whole number or name per image, found an array of "
+            f"{labels.dtype} of shape {labels.shape}",
+        )
+    distinct = np.unique(labels)
+    if labels.dtype.kind == "U":
+        return len(distinct)
+    if distinct[0] < 0:
+        raise ConfigError(
+            f"DATA.{split}.LABEL_PATHS", f"[{path}]", f"label {distinct[0]}; expected 0, 1, ..."
+        )
+    # A label above the classifier's outputs and a class without images are both a mismatch.
+    return int(distinct[-1]) + 1 if split == "TEST" else max(len(distinct), int(distinct[-1]) + 1)
+
+
+def _check_class_count(cfg, classes: int | None, where: str, found: int, exact: bool) -> None:
+    if classes is None or (found == classes if exact else found <= classes):
+        return
+    raise ConfigError(
+        "MODEL.HEAD.PARAMS",
+        cfg.MODEL.HEAD.PARAMS,
+        f"the classifier has {classes} outputs and {where} has {found} classes; make the two equal",
+    )

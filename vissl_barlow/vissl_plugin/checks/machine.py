@@ -1,0 +1,66 @@
+"""Refuses machines and folders with which no run can work."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from vissl_barlow.vissl_plugin.errors import ConfigError
+
+
+def check_devices(cfg) -> None:
+    if cfg.MACHINE.DEVICE != "gpu":
+        ours = cfg.TRAINER.TASK_NAME == "barlow_task" and cfg.BARLOW.AMP_DTYPE == "bfloat16"
+        if cfg.MODEL.AMP_PARAMS.USE_AMP and not ours:
+            raise ConfigError(
+                "MODEL.AMP_PARAMS.USE_AMP",
+                True,
+                "float16 needs a GPU: set it to false, config.BARLOW.AMP_DTYPE=bfloat16 or "
+                "config.MACHINE.DEVICE=gpu",
+            )
+        return
+    if cfg.SLURM.USE_SLURM:
+        return  # the GPUs are those of the node the job will run on
+    available = torch.cuda.device_count()
+    if available == 0:
+        raise ConfigError(
+            "MACHINE.DEVICE",
+            "gpu",
+            "no GPU is visible to torch; set config.MACHINE.DEVICE=cpu and "
+            "config.DISTRIBUTED.BACKEND=gloo, or mend the driver or CUDA_VISIBLE_DEVICES",
+        )
+    if cfg.DISTRIBUTED.NUM_PROC_PER_NODE > available:
+        raise ConfigError(
+            "DISTRIBUTED.NUM_PROC_PER_NODE",
+            cfg.DISTRIBUTED.NUM_PROC_PER_NODE,
+            f"one process needs one GPU and this machine has {available}; set at most {available}",
+        )
+
+
+def check_nodes(cfg) -> None:
+    distributed = cfg.DISTRIBUTED
+    nodes = distributed.NUM_NODES
+    if nodes > 1 and distributed.RUN_ID == "auto" and not cfg.SLURM.USE_SLURM:
+        raise ConfigError(
+            "DISTRIBUTED.RUN_ID",
+            "auto",
+            f"{nodes} nodes find each other by an address; set it to ADDRESS_OF_NODE_0:PORT, and "
+            "node_id, on each of them, or config.DISTRIBUTED.NUM_NODES=1 for one machine, or "
+            "config.SLURM.USE_SLURM=true",
+        )
+
+
+def check_checkpoint_folder(cfg) -> None:
+    folder = Path(cfg.CHECKPOINT.DIR)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Asking the permission bits is not enough: root, quotas and read-only mounts.
+        probe = folder / f".write_test_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            "CHECKPOINT.DIR",
+            folder,
+            f"checkpoints cannot be written there ({error.strerror}); name a writable folder",
+        ) from None
