@@ -1,4 +1,4 @@
-"""Looks into VISSL's registries from a child process."""
+"""Looks into VISSL's registries, and into the plugin, from a child process."""
 
 
 def registered_names(config) -> set[str]:
@@ -25,3 +25,10 @@ def registered_names(config) -> set[str]:
         MODEL_TRUNKS_REGISTRY,
     )
     return {name for registry in registries for name in registry}
+
+
+def runs_barlow(config) -> bool:
+    """Whether this process takes itself for one that runs a config with a `BARLOW` section."""
+    from vissl_barlow.vissl_plugin.wrap import in_barlow_run
+
+    return in_barlow_run()

@@ -35,3 +35,18 @@ def write_file_lists(
         # A list cut short by a kill would pass for a smaller data set.
         with atomic_file(folder / f"{split}_{kind}.npy") as file:
             np.save(file, array, allow_pickle=False)
+
+
+def load_list(path: str | os.PathLike, mmap: bool = False) -> np.ndarray:
+    """The array in one of VISSL's lists (`.npy`) of image paths or labels.
+
+    Raises:
+        ValueError: not an array of numbers or strings; a pickle, which could run code, is none.
+        OSError: the file is missing or cannot be opened.
+    """
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{path}: not a plain array of numbers or strings, as numpy.save writes it ({error})"
+        ) from None

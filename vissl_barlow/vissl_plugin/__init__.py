@@ -1,8 +1,10 @@
-"""The only code that imports VISSL, in rooms that import downwards:
+"""The only code that imports VISSL, in rooms that import downwards, in this order:
 
-register                         what every process of VISSL's runs first
-checks, hooks, mends             what is refused; what a run says and records; VISSL's faults
-components                       one small file per component that is registered
-run                              a run's life: its lock, its processes, the signals that stop it
-errors, wrap                     what everybody here may import
+register                what every process of VISSL's runs first
+checks                  what is refused, before anything starts
+mends                   VISSL's faults where it has no door, one file per part of VISSL
+components              one small file per component that is registered
+hooks                   what a run says, records and saves
+run                     a run's life: lock, checkpoints, processes, the signals that stop it
+errors, wrap, settings  what everybody here may import
 """

@@ -10,6 +10,9 @@ import pkgutil
 
 from vissl.config import AttrDict, attr_dict
 
+from vissl_barlow.provenance import command_line
+from vissl_barlow.vissl_plugin.wrap import note_config
+
 _registered = False
 
 
@@ -21,8 +24,10 @@ class BarlowConfig(AttrDict):
 
 
 def restore_config(entries: dict) -> BarlowConfig:
-    """Rebuilds a pickled config after registering the plugin."""
+    """Rebuilds a pickled config, or a section of one, after registering the plugin."""
     register()
+    if "BARLOW" in entries:
+        note_config(entries)
     return BarlowConfig(entries)
 
 
@@ -52,10 +57,19 @@ def register() -> None:
 def _take_part_in_configs() -> None:
     from vissl.utils import hydra_config
 
-    from vissl_barlow.vissl_plugin import checks, hooks
+    from vissl_barlow.vissl_plugin import checks
 
     # `AttrDict.__init__` looks its own name up for nested dictionaries: replaced there, every level
     # of a config is ours. Modules that imported the class earlier keep it as our base class.
     attr_dict.AttrDict = hydra_config.AttrDict = BarlowConfig
     checks.install()
-    hooks.install()
+    resolve = hydra_config.infer_and_assert_hydra_config
+
+    def note_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
+        note_config(cfg)
+        if "BARLOW" in cfg:
+            # Known here alone: workers have command lines of their own.
+            cfg.BARLOW.setdefault("COMMAND", command_line())
+        return resolve(cfg, *engine_name)
+
+    hydra_config.infer_and_assert_hydra_config = note_and_resolve

@@ -44,8 +44,8 @@ PRETRAINING = ["BarlowFiniteLoss", "BarlowMonitor", "BarlowStop", "BarlowProbe",
     [
         ("config.BARLOW.PROBE.KIND=linear", set()),
         ("config.BARLOW.PROBE.KIND=", {"BarlowProbe"}),
-        # VISSL's own task cannot go on within an epoch: a signal ends it as ever.
-        ("config.TRAINER.TASK_NAME=self_supervision_task", {"BarlowStop"}),
+        # This task cannot go on within an epoch: a signal ends it as ever.
+        ("config.TRAINER.TASK_NAME=barlow_evaluation_task", {"BarlowStop"}),
     ],
 )
 def test_a_pretraining_has_the_hooks_its_config_asks_for(override, missing, tmp_path):

@@ -1,17 +1,16 @@
 """Files a run is given run no code, and copies of data stay where they belong."""
 
-import os
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from files_with_code import Code, malicious
+from sklearn.svm import LinearSVC
 from vissl_runs import resolve
 
-import vissl_barlow
 from vissl_barlow import checkpoint as ck
 from vissl_barlow.checkpoint.__main__ import main
 from vissl_barlow.vissl_plugin.errors import ConfigError
@@ -20,19 +19,7 @@ from vissl_barlow.vissl_plugin.mends import untrusted_files
 DIGITS = "pretrain/vissl_barlow/digits_quickstart"
 
 
-class Code:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    vissl_barlow.register()
+pytestmark = pytest.mark.usefixtures("barlow_run")
 
 
 @pytest.fixture
@@ -40,22 +27,6 @@ def ran(tmp_path):
     """The folder that no file may make."""
     yield tmp_path / "ran"
     assert not (tmp_path / "ran").exists()
-
-
-def malicious(path: Path, ran: Path) -> Path:
-    """A file of the kind its name says that makes the folder `ran` when its code runs."""
-    if path.suffix in (".torch", ".pth"):
-        state = {"base_model": {"model": {"trunk": {"_feature_blocks.conv1.weight": Code(ran)}}}}
-        torch.save({"classy_state_dict": state, "iteration": 3, "type": "consolidated"}, path)
-    elif path.suffix == ".npy":
-        np.save(path, np.array([Code(ran)], dtype=object), allow_pickle=True)
-    elif path.suffix == ".npz":
-        np.savez(path, features=np.array([Code(ran)], dtype=object))
-    elif path.suffix == ".yaml":
-        path.write_text(f"config:\n  x: !!python/object/apply:os.mkdir ['{ran}']\n")
-    else:
-        path.write_bytes(pickle.dumps(Code(ran)))
-    return path
 
 
 def unguarded(path: Path) -> None:
@@ -87,6 +58,21 @@ def test_vissls_load_file_runs_nothing(tmp_path, ran, name, mmap_mode):
         load_file(str(path), mmap_mode=mmap_mode)
 
 
+def test_svms_are_unpickled_and_code_is_not(tmp_path):
+    from vissl.utils.io import load_file, save_file
+
+    svm = LinearSVC().fit(np.array([[0.0], [1.0], [2.0], [3.0]]), [-1, -1, 1, 1])
+    save_file(svm, str(tmp_path / "svm.pickle"))
+    loaded = load_file(str(tmp_path / "svm.pickle"))
+    assert np.array_equal(loaded.decision_function([[4.0]]), svm.decision_function([[4.0]]))
+
+    for name in ("svm.pickle", "svm.pkl"):
+        (tmp_path / name).write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+        with pytest.raises(pickle.UnpicklingError, match=r"refused: the file holds posix\.mkdir"):
+            load_file(str(tmp_path / name))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_plain_files_still_load(tmp_path):
     from vissl.utils.io import load_file, save_file
 
@@ -111,21 +97,21 @@ def test_a_list_of_images_with_code_is_refused(tmp_path, ran):
 
 
 def test_weights_to_start_from_with_code_are_refused(tmp_path, ran):
+    from vissl.config import AttrDict
     from vissl.trainer.train_task import SelfSupervisionTask
     from vissl.utils.checkpoint import CheckpointLoader
 
+    from vissl_barlow.vissl_plugin.components.task import BarlowTask
+
     path = malicious(tmp_path / "weights.torch", ran)
-    weights = SimpleNamespace(WEIGHTS_INIT=SimpleNamespace(PARAMS_FILE=str(path)))
-    for config in ({"BARLOW": {}}, {}):  # the plugin's way and VISSL's own
-
-        class Config(dict):
-            MODEL = weights
-
-        task = SimpleNamespace(
-            config=Config(config, MODEL={"WEIGHTS_INIT": vars(weights.WEIGHTS_INIT)})
-        )
+    config = AttrDict(
+        {"MODEL": {"WEIGHTS_INIT": {"PARAMS_FILE": str(path)}, "FEATURE_EVAL_SETTINGS": {}}}
+    )
+    for kind in (BarlowTask, SelfSupervisionTask):  # the plugin's way and VISSL's own
+        task = kind.__new__(kind)
+        task.config = config
         with pytest.raises((ck.CheckpointError, pickle.UnpicklingError), match="mkdir"):
-            SelfSupervisionTask._restore_model_weights(task, None)
+            task._restore_model_weights(None)
     with pytest.raises(pickle.UnpicklingError, match="mkdir"):
         CheckpointLoader.load_and_broadcast_checkpoint(
             str(tmp_path), str(path), torch.device("cpu")

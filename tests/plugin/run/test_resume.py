@@ -9,7 +9,7 @@ from vissl.config import AttrDict
 
 import vissl_barlow
 from vissl_barlow.vissl_plugin.errors import ConfigError
-from vissl_barlow.vissl_plugin.mends.checkpoints import remove_old_checkpoints
+from vissl_barlow.vissl_plugin.run.checkpoint_folder import remove_old_checkpoints
 
 
 def save(folder: Path, *steps_by_name: str) -> None:

@@ -28,6 +28,7 @@ from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_schedule,
 )
 from vissl_barlow.vissl_plugin.checks.schema import check_keys, check_settings
+from vissl_barlow.vissl_plugin.checks.task import check_task
 from vissl_barlow.vissl_plugin.checks.unknown_names import unknown_config, unknown_key
 from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, RankFailed
 from vissl_barlow.vissl_plugin.settings import complete
@@ -43,7 +44,10 @@ def install() -> None:
             check(cfg, *engine_name)
         else:
             check_fit(cfg)
-        return resolve(cfg, *engine_name)
+        resolved = resolve(cfg, *engine_name)
+        if "BARLOW" in cfg:
+            check_task(cfg)  # afterwards: VISSL may have put in another task
+        return resolved
 
     hydra_config.infer_and_assert_hydra_config = check_and_resolve
     show_traceback = sys.excepthook

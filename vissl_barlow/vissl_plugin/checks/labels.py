@@ -7,11 +7,11 @@ from typing import cast
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from vissl_barlow.datasets.file_lists import load_list
 from vissl_barlow.messages import listed
 from vissl_barlow.vissl_plugin.checks.common import data_path
 from vissl_barlow.vissl_plugin.checks.images import check_listed_images
 from vissl_barlow.vissl_plugin.errors import ConfigError
-from vissl_barlow.vissl_plugin.mends.data import load_list
 
 # What makes the lists of the data sets the benchmarks name.
 _COMMANDS = {

@@ -4,9 +4,9 @@ import os
 
 from vissl.utils.checkpoint import get_resume_checkpoint, is_training_finished
 
-from vissl_barlow.checkpoint import read_checkpoint
 from vissl_barlow.vissl_plugin.checks.common import model_on_meta, world_size
 from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.run.checkpoint_folder import inspect
 
 
 def check_batch(cfg) -> None:
@@ -46,14 +46,12 @@ def check_checkpoints(cfg) -> None:
     if is_training_finished(cfg, checkpoint_folder=folder):
         return
     path = get_resume_checkpoint(cfg, checkpoint_folder=folder)
-    if path is None or not os.path.isfile(path):
+    saved = None if path is None else inspect(path)
+    if saved is None:
         return
-    saved = read_checkpoint(path)["classy_state_dict"]["base_model"]["model"]
-    model = model_on_meta(cfg)
-    built = model.get_classy_state()["model"]
-    for part in ("trunk", "heads"):
+    built = model_on_meta(cfg).get_classy_state()["model"]
+    for part, theirs in (("trunk", saved.trunk), ("heads", saved.heads)):
         ours = {name: tuple(tensor.shape) for name, tensor in built[part].items()}
-        theirs = {name: tuple(tensor.shape) for name, tensor in saved[part].items()}
         if ours != theirs:
             differing = sorted(set(ours.items()) ^ set(theirs.items()))
             name, shape = differing[0]

@@ -1,4 +1,5 @@
-"""`barlow_task`: VISSL's task with exact resumes, other precisions and memory formats.
+"""`barlow_task`: VISSL's task with exact resumes, other precisions and memory formats; and
+`barlow_evaluation_task`, for evaluations.
 
 An interrupted run and an uninterrupted one must see the same images in the same order under the
 same augmentations. Order and augmentation are therefore functions of the seed, the epoch and the
@@ -13,12 +14,15 @@ from collections.abc import Iterator, Sequence
 import torch
 from classy_vision.tasks import register_task
 from classy_vision.tasks.classification_task import AmpType
+from torch import nn
 from torch.utils.data.distributed import DistributedSampler
 from vissl.data import build_dataloader
 from vissl.trainer.train_task import SelfSupervisionTask
 from vissl.utils.misc import set_dataloader_seeds
 
 from vissl_barlow.vissl_plugin.components.views import normalization
+from vissl_barlow.vissl_plugin.components.weights import initialise_from
+from vissl_barlow.vissl_plugin.hooks import barlow_hooks
 from vissl_barlow.vissl_plugin.run.signals import (
     end_loader_workers_at_exit,
     leave_signals_to_the_run,
@@ -43,11 +47,32 @@ class ResumableSampler(DistributedSampler):
         return iter(list(super().__iter__())[self.start_iter * self.batch_size :])
 
 
+class BarlowTaskBase(SelfSupervisionTask):
+    """What pretraining and evaluations share: the doors that VISSL's task has."""
+
+    resumes_within_epochs = False
+
+    def set_hooks(self, hooks: list):
+        return super().set_hooks(barlow_hooks(hooks, self.config, self.resumes_within_epochs))
+
+    def _restore_model_weights(self, model: nn.Module) -> nn.Module:
+        settings = self.config.MODEL
+        initialise_from(model, settings.WEIGHTS_INIT.PARAMS_FILE, settings.FEATURE_EVAL_SETTINGS)
+        return model
+
+
+@register_task("barlow_evaluation_task")
+class BarlowEvaluationTask(BarlowTaskBase):
+    """VISSL's task for evaluations, with the plugin's hooks and weights in any format it reads."""
+
+
 @register_task("barlow_task")
-class BarlowTask(SelfSupervisionTask):
+class BarlowTask(BarlowTaskBase):
     """Config: `BARLOW.AMP_DTYPE` ("float16" with loss scaling, "bfloat16" without) under
     MODEL.AMP_PARAMS.USE_AMP, `BARLOW.CHANNELS_LAST`, `BARLOW.COMPILE` (torch.compile on the trunk
     and the heads)."""
+
+    resumes_within_epochs = True
 
     def set_amp_args(self) -> None:
         self.amp_dtype = None

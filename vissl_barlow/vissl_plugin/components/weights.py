@@ -1,6 +1,6 @@
 """`config.MODEL.WEIGHTS_INIT.PARAMS_FILE` in any format `vissl_barlow.checkpoint` reads.
 
-Active for configs with a `BARLOW` section. VISSL itself needs to be told a file's prefixes
+The plugin's tasks load weights so. VISSL itself needs to be told a file's prefixes
 (`APPEND_PREFIX`, `REMOVE_PREFIX`, `STATE_DICT_KEY_NAME`), leaves whatever it does not find at its
 random initialisation, and says so in one line among thousands. Here the keys are not needed, and a
 file that does not fit the trunk is an error.
@@ -11,10 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from vissl.trainer.train_task import SelfSupervisionTask
 
 from vissl_barlow.checkpoint import CheckpointError, as_vissl_checkpoint, check_fits
-from vissl_barlow.vissl_plugin.wrap import wrap
 
 
 def model_weights(model: nn.Module, path: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -34,7 +32,8 @@ def model_weights(model: nn.Module, path: str) -> tuple[dict[str, Tensor], dict[
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     heads = saved["heads"] if isinstance(saved.get("heads"), Mapping) else {}
-    shapes = {name: tensor.shape for name, tensor in model.heads.state_dict().items()}
+    own = model.get_submodule("heads").state_dict()
+    shapes = {name: tensor.shape for name, tensor in own.items()}
     if {name: tensor.shape for name, tensor in heads.items()} != shapes:
         heads = {}
     return dict(saved["trunk"]), dict(heads)
@@ -51,25 +50,25 @@ def _saved_model(checkpoint: Any, path: str) -> Mapping:
 
 def _backbone(model: nn.Module) -> nn.Module:
     """The ResNet of a VISSL model; its evaluation wraps it in a feature extractor."""
-    return getattr(model.trunk, "base_model", model.trunk)
+    trunk = model.get_submodule("trunk")
+    return getattr(trunk, "base_model", trunk)
 
 
-@wrap(SelfSupervisionTask, "_restore_model_weights")
-def _restore_model_weights(original, task, model):
-    if "BARLOW" not in task.config:
-        return original(task, model)
-    path = task.config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+def initialise_from(model: nn.Module, path: str, feature_eval_settings) -> None:
+    """Loads the trunk of the checkpoint at `path`, and the heads where they are not to be trained.
+
+    `feature_eval_settings` is config.MODEL.FEATURE_EVAL_SETTINGS: as in VISSL, an evaluation of the
+    trunk trains heads of its own. Raises: as `model_weights`.
+    """
     trunk, heads = model_weights(model, path)
     _backbone(model).load_state_dict(trunk, strict=False)  # num_batches_tracked may be missing
-    settings = task.config.MODEL.FEATURE_EVAL_SETTINGS
-    # VISSL's rule: an evaluation of the trunk trains heads of its own.
+    settings = feature_eval_settings
     load_heads = heads and (not settings.EVAL_MODE_ON or settings.EVAL_TRUNK_AND_HEAD)
     if load_heads:
-        model.heads.load_state_dict(heads)
+        model.get_submodule("heads").load_state_dict(heads)
     logging.info(
         "%s: all %d tensors of the trunk loaded; heads %s",
         path,
         len(trunk),
         "loaded" if load_heads else "left at their initialisation",
     )
-    return model

@@ -1,65 +1,68 @@
-"""Hooks of VISSL's trainer: what a run says, records and learns, and how it is stopped.
+"""Hooks of VISSL's trainer: what a run says, records, saves and learns, and how it is stopped.
 
-Active for configs with a `BARLOW` section; its keys are in docs/pretraining.md.
+The plugin's tasks put them in (`barlow_hooks`); what they read of the `BARLOW` section is in
+docs/pretraining.md.
 """
 
-from pathlib import Path
+from classy_vision.hooks.classy_hook import ClassyHook
+from vissl.hooks import (
+    LogLossLrEtaHook,
+    LogLossMetricsCheckpointHook,
+    LogPerfTimeMetricsHook,
+    ProfilingHook,
+    SSLTensorboardHook,
+)
 
-import vissl.hooks
-from classy_vision.generic.distributed_util import is_primary
-from vissl.trainer.trainer_main import SelfSupervisionTrainer
-from vissl.utils import hydra_config
-from vissl.utils.checkpoint import get_checkpoint_folder
-
-from vissl_barlow.provenance import command_line, note_hours
+from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
 from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
+from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook
 from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor
 from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
-from vissl_barlow.vissl_plugin.hooks.record import RunRecord, record_start
+from vissl_barlow.vissl_plugin.hooks.profiler import BarlowProfilingHook
+from vissl_barlow.vissl_plugin.hooks.record import RunRecord
 from vissl_barlow.vissl_plugin.hooks.stop import BarlowStop
 from vissl_barlow.vissl_plugin.hooks.target import BarlowTargetHook
+from vissl_barlow.vissl_plugin.hooks.tensorboard import BarlowTensorboardHook
 
 
-def install() -> None:
-    """Adds the hooks to those of `default_hook_generator`, and records every run that VISSL starts."""
-    resolve = hydra_config.infer_and_assert_hydra_config
-    add_loss_hooks = vissl.hooks.add_loss_hooks
-    extract = SelfSupervisionTrainer.extract
+def barlow_hooks(hooks: list[ClassyHook], cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
+    """VISSL's hooks, some of them replaced by the plugin's, and the plugin's own.
 
-    def resolve_with_command(cfg, *engine_name):
-        # The command line is known here; workers have command lines of their own.
-        if "BARLOW" in cfg:
-            cfg.BARLOW.setdefault("COMMAND", command_line())
-        return resolve(cfg, *engine_name)
+    The own come before VISSL's: the loss is looked at (`BarlowFiniteLoss`) before VISSL's hook
+    saves the weights. Only VISSL's timer stays in front, where it starts an epoch's statistics.
 
-    def add_loss_and_barlow_hooks(hooks, loss_cfg, cfg):
-        hooks = add_loss_hooks(hooks, loss_cfg, cfg)
-        if "BARLOW" not in cfg:
-            return hooks
-        return [*hooks, *_pretraining_hooks(cfg), RunRecord()]
-
-    def extract_and_record(trainer, output_folder):
-        recorded = "BARLOW" in trainer.cfg and is_primary()
-        if recorded:
-            record_start(trainer.cfg)
-        extract(trainer, output_folder)
-        if recorded:
-            note_hours(Path(get_checkpoint_folder(trainer.cfg)))
-
-    hydra_config.infer_and_assert_hydra_config = resolve_with_command
-    vissl.hooks.add_loss_hooks = add_loss_and_barlow_hooks
-    SelfSupervisionTrainer.extract = extract_and_record
+    Args:
+        hooks: those of VISSL's `default_hook_generator`, or more.
+        cfg: a config with a `BARLOW` section.
+        resumes_within_epochs: the task can be stopped after any step and go on from there.
+    """
+    timers = [hook for hook in hooks if isinstance(hook, LogPerfTimeMetricsHook)]
+    others = [_replacement(hook, cfg) for hook in hooks if hook not in timers]
+    return [*timers, *_pretraining_hooks(cfg, resumes_within_epochs), RunRecord(), *others]
 
 
-def _pretraining_hooks(cfg) -> list:
+def _replacement(hook: ClassyHook, cfg) -> ClassyHook:
+    # By the exact class: a subclass that someone else put in stays.
+    if type(hook) is LogLossMetricsCheckpointHook:
+        return BarlowCheckpointHook(hook.world_size)
+    if type(hook) is LogLossLrEtaHook:
+        return BarlowLogHook(hook)
+    if type(hook) is SSLTensorboardHook:
+        return BarlowTensorboardHook.replacing(hook)
+    if type(hook) is ProfilingHook:
+        return BarlowProfilingHook(cfg.PROFILING)
+    return hook
+
+
+def _pretraining_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
     if not cfg.MODEL.BASE_MODEL_NAME.startswith("barlow_"):
         return []
-    hooks: list = []
+    hooks: list[ClassyHook] = []
     if cfg.MODEL.BASE_MODEL_NAME == "barlow_byol_model":
         hooks.append(BarlowTargetHook(cfg.MODEL.TARGET_MOMENTUM))
     finite_loss = BarlowFiniteLoss()
     hooks += [finite_loss, BarlowMonitor()]
-    if cfg.TRAINER.TASK_NAME == "barlow_task":  # the one that resumes within an epoch
+    if resumes_within_epochs:
         hooks.append(BarlowStop(finite_loss.check))
     probe = cfg.BARLOW.PROBE
     if probe.KIND:

@@ -1,19 +1,20 @@
 """vissl/data: lists of images and labels."""
 
-import numpy as np
+from vissl.data import dataset_catalog
+from vissl.data.ssl_dataset import GenericSSLDataset
 
-from vissl_barlow.vissl_plugin.wrap import wrap
+from vissl_barlow.datasets.file_lists import load_list
+from vissl_barlow.vissl_plugin.wrap import in_barlow_run, of_barlow_owner, wrap
 
 
-def data_paths_without_label_paths() -> None:
-    """vissl/data/dataset_catalog.py:330, the catalogue is asked for labels nobody uses.
+def accept_data_paths_without_label_paths() -> None:
+    """vissl/data/dataset_catalog.py:293: the catalogue is asked for labels nobody uses.
 
-    Always broken: DATA_PATHS without LABEL_PATHS is a KeyError unless the data set happens to be in
-    the catalogue, even where LABEL_SOURCES is empty.
+    A fault of VISSL 0.1.6: DATA_PATHS without LABEL_PATHS is a KeyError unless the data set happens
+    to be in the catalogue, even where LABEL_SOURCES is empty.
     """
-    from vissl.data import dataset_catalog
 
-    @wrap(dataset_catalog, "get_data_files")
+    @wrap(dataset_catalog, "get_data_files", applies=in_barlow_run)
     def get_data_files(original, split, dataset_config):
         section = dataset_config[split]
         if len(section.DATA_PATHS) > 0 and len(section.LABEL_PATHS) == 0:
@@ -21,28 +22,13 @@ def data_paths_without_label_paths() -> None:
         return original(split, dataset_config)
 
 
-def labels_without_code() -> None:
-    """vissl/data/ssl_dataset.py:176, `np.load(fopen, allow_pickle=True)`.
+def load_labels_without_code() -> None:
+    """vissl/data/ssl_dataset.py:176: `np.load(fopen, allow_pickle=True)`.
 
-    Always so: a file of labels can run code. Plain arrays, of numbers or of strings, need no pickle.
+    A fault of VISSL 0.1.6: a file of labels can run code. Plain arrays, of numbers or of strings,
+    need no pickle.
     """
-    from vissl.data.ssl_dataset import GenericSSLDataset
 
-    @wrap(GenericSSLDataset, "load_single_label_file")
+    @wrap(GenericSSLDataset, "load_single_label_file", applies=of_barlow_owner)
     def load_single_label_file(original, dataset, path):
         return load_list(path, mmap=dataset.cfg["DATA"][dataset.split].MMAP_MODE)
-
-
-def load_list(path: str, mmap: bool = False) -> np.ndarray:
-    """The array in one of VISSL's lists (`.npy`) of image paths or labels.
-
-    Raises:
-        ValueError: not an array of numbers or strings; a pickle, which could run code, is none.
-        OSError: the file is missing or cannot be opened.
-    """
-    try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"{path}: not a plain array of numbers or strings, as numpy.save writes it ({error})"
-        ) from None

@@ -1,30 +1,40 @@
-"""vissl/trainer/trainer_main.py: extraction of features."""
+"""vissl/trainer/trainer_main.py: extraction of features, for which VISSL runs no hooks."""
 
 import re
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from classy_vision.generic.distributed_util import is_primary
+from vissl.models.model_helpers import get_trunk_output_feature_names
+from vissl.trainer.trainer_main import SelfSupervisionTrainer
+from vissl.utils.checkpoint import get_checkpoint_folder
 
-from vissl_barlow.vissl_plugin.wrap import wrap
+from vissl_barlow.provenance import note_hours
+from vissl_barlow.vissl_plugin.hooks.record import record_start
+from vissl_barlow.vissl_plugin.wrap import of_barlow_owner, wrap
 
 
-def features_extracted_on_cpus() -> None:
-    """vissl/trainer/trainer_main.py:345, `assert self.task.device.type == "cuda"`; :438, `.cuda()`.
+def extract_features_anywhere() -> None:
+    """vissl/trainer/trainer_main.py:345: `assert self.task.device.type == "cuda"`; :438: `.cuda()`.
 
-    Always so: features are extracted on GPUs only. With config.MACHINE.DEVICE=cpu the code below
-    writes the same files. Files of an earlier run with more processes or chunks, which the tools would
-    merge with the new ones (extract_features_utils.py:60), are removed on any device.
+    Faults of VISSL 0.1.6: features are extracted on GPUs only, files of an earlier run with more
+    processes or chunks stay and are merged with the new ones (extract_features_utils.py:65), and no
+    hook is run. With config.MACHINE.DEVICE=cpu the code below writes the same files; stale ones are
+    removed, and the run leaves its provenance, on any device.
     """
-    from vissl.trainer.trainer_main import SelfSupervisionTrainer
 
-    @wrap(SelfSupervisionTrainer, "extract")
+    @wrap(SelfSupervisionTrainer, "extract", applies=of_barlow_owner)
     def extract(original, trainer, output_folder):
+        if is_primary():
+            record_start(trainer.cfg)
         _remove_stale_features(output_folder)
         if trainer.task.device.type == "cuda":
             original(trainer, output_folder)
         else:
             _extract_on_cpu(trainer, output_folder)
+        if is_primary():
+            note_hours(Path(get_checkpoint_folder(trainer.cfg)))
 
 
 def _remove_stale_features(folder: str) -> None:
@@ -39,8 +49,6 @@ def _remove_stale_features(folder: str) -> None:
 
 @torch.no_grad()
 def _extract_on_cpu(trainer, output_folder: str) -> None:
-    from vissl.models.model_helpers import get_trunk_output_feature_names
-
     task = trainer.task
     task.prepare_extraction(pin_memory=False)
     trainer._add_dummy_layer()  # DistributedDataParallel refuses a model that is frozen altogether
@@ -48,8 +56,12 @@ def _extract_on_cpu(trainer, output_folder: str) -> None:
     task.model.eval()
     names = get_trunk_output_feature_names(trainer.cfg.MODEL) or ["heads"]
     threshold = trainer.cfg.EXTRACT_FEATURES.CHUNK_THRESHOLD
+
+    def empty() -> dict[str, dict]:
+        return {name: {} for name in names}
+
     for split in task.available_splits:
-        chunk, features, targets = 0, {name: {} for name in names}, {name: {} for name in names}
+        chunk, features, targets = 0, empty(), empty()
 
         def save(chunk, features, targets, split=split):
             trainer._save_extracted_features(
@@ -65,10 +77,6 @@ def _extract_on_cpu(trainer, output_folder: str) -> None:
                 targets[name].update(zip(indices, labels))
             if 0 <= threshold <= len(features[names[0]]):
                 save(chunk, features, targets)
-                chunk, features, targets = (
-                    chunk + 1,
-                    {name: {} for name in names},
-                    {name: {} for name in names},
-                )
+                chunk, features, targets = chunk + 1, empty(), empty()
         save(chunk, features, targets)
     trainer._cleanup_task()

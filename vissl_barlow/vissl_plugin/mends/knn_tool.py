@@ -3,22 +3,28 @@
 import json
 
 import torch
+from vissl.utils.checkpoint import get_checkpoint_folder
+from vissl.utils.misc import merge_features
 
 from vissl_barlow.vissl_plugin.mends.tools import tool_modules
+from vissl_barlow.vissl_plugin.wrap import of_barlow_config, wrap
 
 # Test images whose similarities to all training images are held at once: 1 GB for ImageNet.
 KNN_CHUNK = 200
 
 
-def nearest_neighbours_anywhere() -> None:
-    """tools/nearest_neighbor_test.py:36, `.cuda()`; :49, `imgs_per_chunk = num_test_images // 100`;
-    :89, `correct.narrow(1, 0, 5)`.
+def find_nearest_neighbours_anywhere() -> None:
+    """tools/nearest_neighbor_test.py:39: `.cuda()`; :52: `imgs_per_chunk = num_test_images // 100`;
+    :90: `correct.narrow(1, 0, 5)`.
 
-    Always broken on CPUs, with fewer than 100 test images and with fewer than 5 classes. What replaces
-    it also writes `knn_<layer>.json`.
+    Faults of VISSL 0.1.6: the tool fails on CPUs, with fewer than 100 test images and with fewer than
+    5 classes. What replaces it also writes `knn_<layer>.json`.
     """
     for module in tool_modules("nearest_neighbor_test"):
-        module.nearest_neighbor_test = nearest_neighbor_test
+
+        @wrap(module, "nearest_neighbor_test", applies=of_barlow_config)
+        def replacement(original, cfg, layer_name="heads"):
+            return nearest_neighbor_test(cfg, layer_name)
 
 
 def nearest_neighbor_test(cfg, layer_name: str = "heads") -> tuple[float, float]:
@@ -27,9 +33,6 @@ def nearest_neighbor_test(cfg, layer_name: str = "heads") -> tuple[float, float]
     A neighbour of similarity s votes with exp(s / SIGMA); TOPK neighbours vote, or all images if
     there are fewer (`config.NEAREST_NEIGHBOR`). With fewer than 5 classes top-5 is 100.
     """
-    from vissl.utils.checkpoint import get_checkpoint_folder
-    from vissl.utils.misc import merge_features
-
     options = cfg.NEAREST_NEIGHBOR
     folder = get_checkpoint_folder(cfg)
     device = torch.device("cuda" if cfg.MACHINE.DEVICE == "gpu" else "cpu")

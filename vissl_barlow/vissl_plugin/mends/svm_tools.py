@@ -5,53 +5,40 @@ import json
 import multiprocessing
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+from vissl.utils.io import load_file, save_file
+from vissl.utils.svm_utils import evaluate, svm_low_shot_trainer, svm_trainer
+from vissl.utils.svm_utils.svm_low_shot_trainer import SVMLowShotTrainer
+from vissl.utils.svm_utils.svm_trainer import SVMTrainer
 
 from vissl_barlow.vissl_plugin.mends.tools import tool_modules
-from vissl_barlow.vissl_plugin.wrap import wrap
+from vissl_barlow.vissl_plugin.wrap import Overlay, always, in_barlow_run, wrap
 
 
-def svm_average_precision() -> None:
-    """vissl/utils/svm_utils/evaluate.py:41, `np.float`, and its AP, an array of one element.
+def compute_svm_average_precision() -> None:
+    """vissl/utils/svm_utils/evaluate.py:43: `np.float`, and its AP, an array of one element.
 
     Broken since numpy 1.24, which removed `np.float`, and numpy 2.4, which no longer converts
-    one-element arrays to numbers (svm_trainer.py:263, svm_low_shot_trainer.py:195). What replaces it
-    needs no loop over the images.
+    one-element arrays to numbers (svm_trainer.py:256, svm_low_shot_trainer.py:176).
     """
-    from vissl.utils.svm_utils import evaluate, svm_low_shot_trainer, svm_trainer
-
     for module in (evaluate, svm_trainer, svm_low_shot_trainer):
-        module.get_precision_recall = precision_recall
+
+        @wrap(module, "get_precision_recall", applies=always)
+        def get_precision_recall(original, targets, scores, weights=None):
+            # With weights the function does not come to `np.float`.
+            weights = np.ones(len(targets)) if weights is None else weights
+            precision, recall, ranked, average_precision = original(targets, scores, weights)
+            return precision, recall, ranked, float(average_precision[0])
 
 
-def precision_recall(targets, scores, weights=None):
-    """Precision, recall and scores of a ranking, best first, and its average precision (a float).
-
-    The average precision is the area under the precision-recall curve after precision has been made
-    non-increasing in recall (PASCAL VOC from 2010 on). Images of `weights` other than 1 are left out.
-    """
-    if weights is not None:
-        targets, scores = targets[weights == 1], scores[weights == 1]
-    order = np.argsort(scores)[::-1]
-    hits = targets[order] > 0
-    true_positives = np.cumsum(hits)
-    precision = true_positives / np.arange(1, len(hits) + 1)
-    recall = true_positives / hits.sum()
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return precision, recall, scores[order], float(np.sum(np.diff(recall, prepend=0) * envelope))
-
-
-def svm_low_shot_average() -> None:
-    """vissl/utils/svm_utils/svm_low_shot_trainer.py:196, `sample_ap_matrix[0][cost_idx] = mean`.
+def average_svm_low_shot_classes() -> None:
+    """vissl/utils/svm_utils/svm_low_shot_trainer.py:178: `sample_ap_matrix[0][cost_idx] = mean`.
 
     Broken since numpy 2.4: the mean over the classes is an array of one element.
     """
-    from vissl.utils.io import load_file, save_file
-    from vissl.utils.svm_utils.svm_low_shot_trainer import SVMLowShotTrainer
 
-    @wrap(SVMLowShotTrainer, "test")
+    @wrap(SVMLowShotTrainer, "test", applies=always)
     def test(original, trainer, features, targets, sample_num, low_shot_kvalue):
         if trainer.normalize:
             features = trainer._normalize_features(features)
@@ -64,49 +51,46 @@ def svm_low_shot_average() -> None:
                 scores, labels = trainer._get_cls_feats_labels(
                     cls, svm.decision_function(features), targets
                 )
-                average_precisions.append(precision_recall(labels, scores)[-1])
+                average_precisions.append(evaluate.get_precision_recall(labels, scores)[-1])
             means.append(np.mean(average_precisions))
         save_file(np.array([means]), f"{trainer.output_dir}/test_ap_{suffix}.npy")
 
 
-def svm_results_per_class() -> None:
-    """vissl/utils/svm_utils/svm_trainer.py:264, only the mean AP is reported.
+def report_svm_results_per_class() -> None:
+    """vissl/utils/svm_utils/svm_trainer.py:257: only the mean AP is reported.
 
-    Always so: the APs of the classes stay in an array. They are logged, and written to `test_ap.json`
-    beside it, by name where `config.SVM.class_names` gives names.
+    A fault of VISSL 0.1.6: the APs of the classes stay in an array. They are logged, and written to
+    `test_ap.json` beside it, by name where `config.SVM.class_names` gives names.
     """
-    from vissl.utils.svm_utils.svm_trainer import SVMTrainer
 
-    @wrap(SVMTrainer, "test")
+    @wrap(SVMTrainer, "test", applies=in_barlow_run)
     def test(original, trainer, features, targets):
         original(trainer, features, targets)
         average_precisions = np.load(f"{trainer.output_dir}/test_ap.npy")[:, 0].tolist()
         names = trainer.config.get("class_names") or range(len(average_precisions))
         by_class = {str(name): ap for name, ap in zip(names, average_precisions, strict=True)}
-        result = {"mAP": float(np.mean(average_precisions)), "AP": by_class}
+        mean = float(np.mean(average_precisions))
         with open(f"{trainer.output_dir}/test_ap.json", "w") as file:
-            json.dump(result, file, indent=2)
+            json.dump({"mAP": mean, "AP": by_class}, file, indent=2)
         for name, average_precision in by_class.items():
             print(f"{trainer.layer} AP of {name}: {100 * average_precision:.2f}")
-        print(f"{trainer.layer} mAP: {100 * result['mAP']:.2f}", flush=True)
+        print(f"{trainer.layer} mAP: {100 * mean:.2f}", flush=True)
 
 
-def svms_trained_anew_for_new_features() -> None:
-    """vissl/utils/svm_utils/svm_trainer.py:124 and :157, svm_low_shot_trainer.py:110: results found on
+def train_svms_anew_for_new_features() -> None:
+    """vissl/utils/svm_utils/svm_trainer.py:108 and 144, svm_low_shot_trainer.py:109: results found on
     disk are used, whatever they were made from.
 
-    Always so: in the folder of another checkpoint's SVMs the tool extracts new features and reports
-    the old SVMs. Those trained on other features or labels are now removed first.
+    A fault of VISSL 0.1.6: in the folder of another checkpoint's SVMs the tool extracts new features
+    and reports the old SVMs. Those trained on other features or labels are now removed first.
     """
-    from vissl.utils.svm_utils.svm_low_shot_trainer import SVMLowShotTrainer
-    from vissl.utils.svm_utils.svm_trainer import SVMTrainer
 
-    @wrap(SVMTrainer, "train")
+    @wrap(SVMTrainer, "train", applies=in_barlow_run)
     def train(original, trainer, features, targets):
         _forget_other_svms(trainer.output_dir, "", features, targets)
         original(trainer, features, targets)
 
-    @wrap(SVMLowShotTrainer, "train")
+    @wrap(SVMLowShotTrainer, "train", applies=in_barlow_run)
     def train_low_shot(original, trainer, features, targets, sample_num, low_shot_kvalue):
         suffix = f"_sample{sample_num}_k{low_shot_kvalue}"
         _forget_other_svms(trainer.output_dir, suffix, features, targets)
@@ -130,31 +114,36 @@ def _forget_other_svms(folder: str, suffix: str, *arrays: np.ndarray) -> None:
 class _CheckedProcess(multiprocessing.Process):
     """A process whose failure is its parent's."""
 
-    def join(self, timeout=None) -> None:
+    def join(self, timeout: float | None = None) -> None:
         super().join(timeout)
         if self.exitcode:
             sys.exit(f"the evaluation failed in a child process (exit status {self.exitcode})")
 
 
-def failed_children_fail_the_tool() -> None:
-    """tools/train_svm.py:89 and tools/train_svm_low_shot.py:144, `running_task.join()`.
+def fail_with_failed_children() -> None:
+    """tools/train_svm.py:83 and tools/train_svm_low_shot.py:130: `running_task.join()`.
 
-    Always broken: whatever happens in the children, the tool prints a mAP of -1, or that of an earlier
-    run, and exits with 0.
+    A fault of VISSL 0.1.6: whatever happens in the children, the tool prints a mAP of -1, or that of
+    an earlier run, and exits with 0.
     """
+
+    def process(*args, **kwargs):
+        kind = _CheckedProcess if in_barlow_run() else multiprocessing.Process
+        return kind(*args, **kwargs)
+
     for module in tool_modules("train_svm") + tool_modules("train_svm_low_shot"):
-        module.mp = SimpleNamespace(Process=_CheckedProcess)
+        module.mp = Overlay(multiprocessing, Process=process)
 
 
-def low_shot_samples() -> None:
-    """tools/train_svm_low_shot.py:63, `generate_low_shot_samples` with a list and an argument less.
+def draw_low_shot_samples() -> None:
+    """tools/train_svm_low_shot.py:51: `generate_low_shot_samples` with a list and an argument less.
 
-    Always broken: the function splits a string of k-values and wants the images' file, which VOC's
-    samples do not need.
+    A fault of VISSL 0.1.6: the function splits a string of k-values and wants the images' file, which
+    VOC's samples do not need.
     """
     for module in tool_modules("train_svm_low_shot"):
 
-        @wrap(module, "generate_low_shot_samples")
+        @wrap(module, "generate_low_shot_samples", applies=in_barlow_run)
         def generate(original, dataset, targets, k_values, indices, folder, layer, images=None):
             k_values = ",".join(map(str, k_values))
             original(dataset, targets, k_values, indices, folder, layer, images)

@@ -1,4 +1,4 @@
-"""vissl/utils/io.py: files and paths that a run is given run nothing and reach nothing outside."""
+"""vissl/utils/io.py: files that a run is given run no code, and its copies reach nothing outside."""
 
 import os
 import pickle
@@ -6,19 +6,17 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
-import yaml
+from vissl.utils import distributed_launcher, io
+from vissl.utils.slurm import get_slurm_dir
 
-from vissl_barlow.vissl_plugin.wrap import wrap
+from vissl_barlow.vissl_plugin.wrap import Overlay, in_barlow_run, wrap
 
 # VISSL's mark of a folder that was copied to its end.
 _COMPLETE = "copy_complete"
 
-
 # What this process has copied and will remove again.
 _copied: set[Path] = set()
-
 
 # What a pickled LinearSVC consists of; a pickle with anything else is refused.
 _SVM_GLOBALS = {
@@ -34,16 +32,18 @@ _SVM_GLOBALS = {
 }
 
 
-def pickles_without_code() -> None:
-    """vissl/utils/io.py:105, `pickle.load(fopen)`, for the SVMs and any `.pkl` a config names.
+def load_pickles_without_code() -> None:
+    """vissl/utils/io.py:105: `pickle.load(fopen)`, for the SVMs and any `.pkl` a config names.
 
-    Always so: whatever the file holds is run. Only what a LinearSVC consists of is loaded now.
+    A fault of VISSL 0.1.6: whatever the file holds is run. Only what a LinearSVC consists of is
+    loaded now.
     """
-    from vissl.utils import io
 
-    io.pickle = SimpleNamespace(
-        load=_load_svm, dump=pickle.dump, HIGHEST_PROTOCOL=pickle.HIGHEST_PROTOCOL
-    )
+    def load(file, **options):
+        unpickler = _SvmUnpickler if in_barlow_run() else pickle.Unpickler
+        return unpickler(file, **options).load()
+
+    io.pickle = Overlay(pickle, load=load)
 
 
 class _SvmUnpickler(pickle.Unpickler):
@@ -55,34 +55,16 @@ class _SvmUnpickler(pickle.Unpickler):
         )
 
 
-def _load_svm(file, encoding: str = "ASCII"):
-    return _SvmUnpickler(file, encoding=encoding).load()
-
-
-def yaml_without_code() -> None:
-    """vissl/utils/io.py:129, `yaml.load(fopen, Loader=yaml.FullLoader)`.
-
-    Always so: FullLoader builds Python objects that a file names. Plain data needs none.
-    """
-    from vissl.utils import io
-
-    io.yaml = SimpleNamespace(
-        load=lambda file, Loader: yaml.safe_load(file), FullLoader=None, dump=yaml.dump
-    )
-
-
-def copies_stay_inside() -> None:
+def keep_copies_inside() -> None:
     """vissl/utils/io.py:176, 234 and 278: `os.system` with paths from the config in its command.
 
-    Always so: a path with a space or a semicolon is taken for more of the command, links are
-    followed out of the destination, and when the run ends the whole destination is removed,
+    Faults of VISSL 0.1.6: a path with a space or a semicolon is taken for more of the command, links
+    are followed out of the destination, and when the run ends the whole destination is removed,
     whatever else was in it. Now nothing is handed to a shell, a link that leads out of the source or
     lies in the destination is refused, and only what this process has copied is removed.
     """
-    from vissl.utils import distributed_launcher, io
-    from vissl.utils.slurm import get_slurm_dir
 
-    @wrap(io, "copy_file")
+    @wrap(io, "copy_file", applies=in_barlow_run)
     def copy_file(original, input_file, destination_dir, tmp_destination_dir):
         destination = Path(get_slurm_dir(destination_dir or tmp_destination_dir))
         destination.mkdir(parents=True, exist_ok=True)
@@ -90,7 +72,7 @@ def copies_stay_inside() -> None:
         _copy(source, source.parent, destination / source.name)
         return str(destination / source.name), str(destination)
 
-    @wrap(io, "copy_dir")
+    @wrap(io, "copy_dir", applies=in_barlow_run)
     def copy_dir(original, input_dir, destination_dir, num_threads):
         source = Path(input_dir)
         folder = destination_dir or tempfile.mkdtemp()
@@ -105,7 +87,7 @@ def copies_stay_inside() -> None:
 
     for module in (io, distributed_launcher):
 
-        @wrap(module, "cleanup_dir")
+        @wrap(module, "cleanup_dir", applies=in_barlow_run)
         def cleanup_dir(original, folder):
             for path in [path for path in _copied if path.is_relative_to(os.path.abspath(folder))]:
                 path.unlink(missing_ok=True) if path.is_file() else shutil.rmtree(path)

@@ -1,13 +1,10 @@
-"""The mends of VISSL's evaluation: numerics against references of their own, failures that fail."""
+"""The mends of VISSL's SVM tools: numbers against references of their own, failures that fail."""
 
 import json
-import os
-import pickle
 
 import numpy as np
 import pytest
 from digits_on_disk import OVERLAY
-from sklearn.svm import LinearSVC
 from vissl_runs import run_module, succeeded
 
 import vissl_barlow
@@ -15,17 +12,12 @@ import vissl_barlow
 vissl_barlow.register()
 
 from vissl.config import AttrDict  # noqa: E402
-from vissl.utils import io  # noqa: E402
+from vissl.utils.svm_utils.evaluate import calculate_ap  # noqa: E402
+from vissl.utils.svm_utils.evaluate import get_precision_recall as precision_recall  # noqa: E402
 from vissl.utils.svm_utils.svm_trainer import SVMTrainer  # noqa: E402
-
-from vissl_barlow.vissl_plugin.mends import extraction  # noqa: E402
-from vissl_barlow.vissl_plugin.mends.knn_tool import nearest_neighbor_test  # noqa: E402
-from vissl_barlow.vissl_plugin.mends.svm_tools import precision_recall  # noqa: E402
 
 # float64 sums of a few hundred terms, in another order.
 FLOAT64 = 1e-12
-# k-NN's votes are float32 here and float64 in the reference.
-FLOAT32 = 1e-4
 
 
 def voc_average_precision(targets, scores) -> float:
@@ -62,47 +54,14 @@ def test_average_precision_by_hand_and_with_images_left_out():
     assert precision_recall(targets, scores, weights)[-1] == pytest.approx((1 + 1 + 3 / 4) / 3)
 
 
-def write_features(folder, split, features, targets) -> None:
-    for kind, array in {
-        "features": features.astype(np.float32),
-        "targets": targets.reshape(-1, 1),
-        "inds": np.arange(len(features)),
-    }.items():
-        np.save(folder / f"rank0_chunk0_{split}_res5avg_{kind}.npy", array)
-
-
-@pytest.mark.parametrize(
-    ("classes", "train", "test", "neighbours", "normalised"),
-    [(3, 40, 17, 5, True), (12, 500, 450, 20, False), (8, 30, 9, 200, True)],
-)
-def test_nearest_neighbours_of_any_number(tmp_path, classes, train, test, neighbours, normalised):
-    generator = np.random.default_rng(0)
-    x, queries = generator.normal(size=(train, 6)), generator.normal(size=(test, 6))
-    y, answers = np.arange(train) % classes, generator.integers(classes, size=test)
-    write_features(tmp_path, "train", x, y)
-    write_features(tmp_path, "test", queries, answers)
-    config = AttrDict(
-        {
-            "CHECKPOINT": {"DIR": str(tmp_path)},
-            "DISTRIBUTED": {"NUM_NODES": 1},
-            "MACHINE": {"DEVICE": "cpu"},
-            "NEAREST_NEIGHBOR": {"SIGMA": 0.3, "TOPK": neighbours, "L2_NORM_FEATS": normalised},
-        }
-    )
-    top_1, top_5 = nearest_neighbor_test(config, "res5avg")
-    if normalised:
-        x /= np.linalg.norm(x, axis=1, keepdims=True)
-        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-    right = np.zeros(2)
-    for query, answer in zip(queries, answers):
-        nearest = sorted(range(train), key=lambda i: -(query @ x[i]))[:neighbours]
-        votes = np.zeros(classes)
-        for i in nearest:
-            votes[y[i]] += np.exp(query @ x[i] / 0.3)
-        ranking = np.argsort(-votes)
-        right += [answer == ranking[0], answer in ranking[:5]]
-    assert (top_1, top_5) == pytest.approx(100 * right / test, abs=FLOAT32)
-    assert json.loads((tmp_path / "knn_res5avg.json").read_text())["top_1"] == top_1
+def test_images_of_equal_score_are_counted_one_by_one():
+    """As VISSL does; scikit-learn's curve would take them together."""
+    targets, scores = np.array([1, -1, -1, 1, -1, 1]), np.array([2.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    ranked = (targets > 0)[np.argsort(scores)[::-1]]
+    precision, recall, _, average = precision_recall(targets, scores)
+    assert precision.tolist() == (np.cumsum(ranked) / np.arange(1, 7)).tolist()
+    assert recall.tolist() == (np.cumsum(ranked) / 3).tolist()
+    assert average == calculate_ap(recall, precision)[0]
 
 
 SVM = AttrDict(
@@ -127,6 +86,7 @@ def mean_ap(folder, features, targets) -> float:
     return json.loads((folder / "res5avg" / "test_ap.json").read_text())["mAP"]
 
 
+@pytest.mark.usefixtures("barlow_run")
 def test_svms_of_other_features_are_not_reused_and_finished_ones_are(tmp_path):
     generator = np.random.default_rng(0)
     targets = np.stack([np.arange(60) % 2, np.arange(60) % 3 == 0], axis=1).astype(np.int32)
@@ -140,54 +100,6 @@ def test_svms_of_other_features_are_not_reused_and_finished_ones_are(tmp_path):
     written = svm.stat().st_mtime_ns
     mean_ap(tmp_path, good, targets)
     assert svm.stat().st_mtime_ns == written
-
-
-def test_features_of_an_earlier_run_on_more_processes_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction.dist, "get_world_size", lambda: 2)
-    names = [f"rank{rank}_chunk0_train_res5avg_inds.npy" for rank in range(4)]
-    for rank, left in ((1, {0, 2, 3}), (0, {1})):
-        for name in names:
-            (tmp_path / name).touch()
-        monkeypatch.setattr(extraction.dist, "get_rank", lambda rank=rank: rank)
-        extraction._remove_stale_features(str(tmp_path))
-        assert {path.name for path in tmp_path.iterdir()} == {names[rank] for rank in left}
-
-
-class Code:
-    def __init__(self, path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_svms_are_unpickled_and_code_is_not(tmp_path):
-    svm = LinearSVC().fit(np.array([[0.0], [1.0], [2.0], [3.0]]), [-1, -1, 1, 1])
-    io.save_file(svm, str(tmp_path / "svm.pickle"))
-    loaded = io.load_file(str(tmp_path / "svm.pickle"))
-    assert np.array_equal(loaded.decision_function([[4.0]]), svm.decision_function([[4.0]]))
-
-    for name in ("svm.pickle", "svm.pkl"):
-        (tmp_path / name).write_bytes(pickle.dumps(Code(tmp_path / "ran")))
-        with pytest.raises(pickle.UnpicklingError, match=r"refused: the file holds posix\.mkdir"):
-            io.load_file(str(tmp_path / name))
-    assert not (tmp_path / "ran").exists()
-
-
-def test_labels_with_code_are_refused_by_the_data_set(tmp_path):
-    from vissl.data.ssl_dataset import GenericSSLDataset
-
-    path = tmp_path / "labels.npy"
-    np.save(path, np.array([Code(tmp_path / "ran")], dtype=object), allow_pickle=True)
-    data_set = GenericSSLDataset.__new__(GenericSSLDataset)
-    data_set.split = "TRAIN"
-    for mmap in (True, False):
-        data_set.cfg = {"DATA": {"TRAIN": AttrDict({"MMAP_MODE": mmap})}}
-        with pytest.raises(ValueError, match="not a plain array"):
-            data_set.load_single_label_file(str(path))
-    assert not (tmp_path / "ran").exists()
-    np.save(path, np.array(["cat", "dog"]))
-    assert data_set.load_single_label_file(str(path)).tolist() == ["cat", "dog"]
 
 
 def svm_command(folder, digits_on_disk, *overrides):

@@ -1,0 +1,120 @@
+"""VISSL's hooks as the plugin's tasks replace them: TensorBoard, profiler, logs, and their order."""
+
+import errno
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+from vissl_runs import resolve, run_engines, succeeded
+
+import vissl_barlow
+
+vissl_barlow.register()
+
+from vissl_barlow.vissl_plugin.hooks import barlow_hooks  # noqa: E402
+from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook  # noqa: E402
+from vissl_barlow.vissl_plugin.hooks.tensorboard import BarlowTensorboardHook  # noqa: E402
+
+DIGITS = "pretrain/vissl_barlow/digits_quickstart"
+SHORT = (
+    f"config={DIGITS}",
+    "config.BARLOW.PROBE.KIND=''",
+    "config.DATA.TRAIN.DATA_LIMIT=64",
+    "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=16",
+    "config.OPTIMIZER.num_epochs=2",
+)
+
+
+def tags(folder: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [e.value for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"), [([0.5], {"": 0.5}), ([0.5, 2e-6], {"_0": 0.5, "_1": 2e-6})]
+)
+def test_tensorboard_logs_one_learning_rate_or_several(tmp_path, rates, expected):
+    from classy_vision.optim.classy_optimizer import OptionsView
+
+    groups = [{"lr": rate} for rate in rates]
+    optimizer = SimpleNamespace()
+    optimizer.options_view = OptionsView(SimpleNamespace(param_groups=groups))
+    task = SimpleNamespace(
+        iteration=10,
+        max_iteration=20,
+        train=True,
+        batch_time=[0.1],
+        optimizer=optimizer,
+        last_batch=SimpleNamespace(loss=torch.tensor(1.0)),
+        config={"LOG_FREQUENCY": 10, "DATA": {"TRAIN": {"BATCHSIZE_PER_REPLICA": 2}}},
+    )
+    view = optimizer.options_view
+    with SummaryWriter(tmp_path) as writer:
+        BarlowTensorboardHook(writer).on_update(task)
+    logged = tags(tmp_path)
+    for suffix, rate in expected.items():
+        assert logged[f"Training/Learning_rate{suffix}"] == pytest.approx([rate])
+    assert optimizer.options_view is view
+
+
+def test_tensorboard_and_the_profiler_run_where_they_are_told_to(tmp_path):
+    succeeded(
+        run_engines(
+            tmp_path,
+            *SHORT,
+            "config.HOOKS.TENSORBOARD_SETUP.USE_TENSORBOARD=true",
+            "config.HOOKS.TENSORBOARD_SETUP.LOG_DIR=boards",
+            "config.PROFILING.RUNTIME_PROFILING.USE_PROFILER=true",
+            "config.PROFILING.NUM_ITERATIONS=2",
+            "config.PROFILING.OUTPUT_FOLDER=profiles",
+            "config.LOG_FREQUENCY=4",
+        )
+    )
+    logged = tags(tmp_path / "boards" / "tensorboard")
+    assert len(logged["Barlow/invariance"]) == 3  # steps 1, 4 and 8
+    assert logged["Training/Loss"]
+    assert list((tmp_path / "profiles").iterdir())
+    assert (tmp_path / "quickstart" / "model_final_checkpoint_phase1.torch").exists()
+
+
+def test_weights_are_looked_at_before_they_are_saved(tmp_path, monkeypatch):
+    from vissl.hooks import default_hook_generator
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    config = resolve(
+        tmp_path,
+        DIGITS,
+        "config.HOOKS.PERF_STATS.MONITOR_PERF_STATS=true",
+        "config.HOOKS.TENSORBOARD_SETUP.USE_TENSORBOARD=true",
+        "config.PROFILING.RUNTIME_PROFILING.USE_PROFILER=true",
+        f"config.PROFILING.OUTPUT_FOLDER={tmp_path}/profiles",
+    )
+    watching = ["BarlowFiniteLoss", "BarlowMonitor"]
+    own = [[*watching, "BarlowStop", "BarlowProbe"], [*watching, "BarlowProbe"]]
+    for resumes_within_epochs, pretraining in zip((True, False), own):
+        hooks = barlow_hooks(default_hook_generator(config), config, resumes_within_epochs)
+        assert [type(hook).__name__ for hook in hooks] == [
+            "LogPerfTimeMetricsHook",
+            *pretraining,
+            "RunRecord",
+            "BarlowTensorboardHook",
+            "BarlowProfilingHook",
+            "SetDataSamplerEpochHook",
+            "FreezeParametersHook",
+            "BarlowCheckpointHook",
+            "BarlowLogHook",
+        ]
+
+
+def test_a_log_that_cannot_be_written_is_reported(caplog):
+    def full(task):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    BarlowLogHook(SimpleNamespace(on_update=full)).on_update(None)
+    assert "metrics not written ([Errno 28] No space left on device)" in caplog.text

@@ -1,0 +1,60 @@
+"""The mend of VISSL's k-NN tool, against the vote written out image by image."""
+
+import json
+
+import numpy as np
+import pytest
+
+import vissl_barlow
+
+vissl_barlow.register()
+
+from vissl.config import AttrDict  # noqa: E402
+
+from vissl_barlow.vissl_plugin.mends.knn_tool import nearest_neighbor_test  # noqa: E402
+
+# k-NN's votes are float32 here and float64 in the reference.
+FLOAT32 = 1e-4
+
+
+def write_features(folder, split, features, targets) -> None:
+    for kind, array in {
+        "features": features.astype(np.float32),
+        "targets": targets.reshape(-1, 1),
+        "inds": np.arange(len(features)),
+    }.items():
+        np.save(folder / f"rank0_chunk0_{split}_res5avg_{kind}.npy", array)
+
+
+@pytest.mark.parametrize(
+    ("classes", "train", "test", "neighbours", "normalised"),
+    [(3, 40, 17, 5, True), (12, 500, 450, 20, False), (8, 30, 9, 200, True)],
+)
+def test_nearest_neighbours_of_any_number(tmp_path, classes, train, test, neighbours, normalised):
+    generator = np.random.default_rng(0)
+    x, queries = generator.normal(size=(train, 6)), generator.normal(size=(test, 6))
+    y, answers = np.arange(train) % classes, generator.integers(classes, size=test)
+    write_features(tmp_path, "train", x, y)
+    write_features(tmp_path, "test", queries, answers)
+    config = AttrDict(
+        {
+            "CHECKPOINT": {"DIR": str(tmp_path)},
+            "DISTRIBUTED": {"NUM_NODES": 1},
+            "MACHINE": {"DEVICE": "cpu"},
+            "NEAREST_NEIGHBOR": {"SIGMA": 0.3, "TOPK": neighbours, "L2_NORM_FEATS": normalised},
+        }
+    )
+    top_1, top_5 = nearest_neighbor_test(config, "res5avg")
+    if normalised:
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+    right = np.zeros(2)
+    for query, answer in zip(queries, answers):
+        nearest = sorted(range(train), key=lambda i: -(query @ x[i]))[:neighbours]
+        votes = np.zeros(classes)
+        for i in nearest:
+            votes[y[i]] += np.exp(query @ x[i] / 0.3)
+        ranking = np.argsort(-votes)
+        right += [answer == ranking[0], answer in ranking[:5]]
+    assert (top_1, top_5) == pytest.approx(100 * right / test, abs=FLOAT32)
+    assert json.loads((tmp_path / "knn_res5avg.json").read_text())["top_1"] == top_1

@@ -1,0 +1,104 @@
+"""The checkpoints in a run's folder: which are whole, what they hold, and which of them stay."""
+
+import functools
+import heapq
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vissl_barlow.checkpoint import CheckpointError, read_checkpoint
+
+_NAME = re.compile(r"model_(phase|iteration)(\d+)\.torch")
+_KINDS = ("phase", "iteration")
+
+
+class Inspection(NamedTuple):
+    """What is asked of a checkpoint before its run resumes."""
+
+    # Steps done; -1 where the file does not say.
+    iteration: int
+    # Of the trunk's and the heads' tensors, by their names; empty where the file has no such part.
+    trunk: dict[str, tuple[int, ...]]
+    heads: dict[str, tuple[int, ...]]
+
+
+def inspect(path: str | os.PathLike) -> Inspection | None:
+    """Reads a checkpoint in full, checksums included; None if it is damaged, which is reported.
+
+    A file is read once per process, and again only if it has changed: a resume asks which checkpoint
+    is whole when the config is validated, then for its shapes, and again which one at launch.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return _inspect(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _inspect(path: Path, size: int, mtime_ns: int) -> Inspection | None:
+    try:
+        checkpoint = read_checkpoint(path)
+        if not isinstance(checkpoint, Mapping):
+            raise CheckpointError(f"{path}: holds no checkpoint of VISSL's")
+    except (CheckpointError, OSError) as error:
+        logging.warning("checkpoint passed over: %s", error)
+        return None
+    model: Any = checkpoint
+    for key in ("classy_state_dict", "base_model", "model"):
+        model = model.get(key, {})
+    trunk, heads = (
+        {name: tuple(tensor.shape) for name, tensor in model.get(part, {}).items()}
+        for part in ("trunk", "heads")
+    )
+    return Inspection(int(checkpoint.get("iteration", -1)), trunk, heads)
+
+
+def has_numbered_checkpoints(folder: str | os.PathLike) -> bool:
+    """Whether there is a checkpoint of an epoch or an iteration in `folder`, whole or not."""
+    return any(_numbered(folder, kind) for kind in _KINDS)
+
+
+def whole_checkpoints(folder: str | os.PathLike) -> Iterator[tuple[int, bool, Path]]:
+    """The checkpoints in `folder` to resume from, newest first: (steps done, epoch done, path).
+
+    Each is read when its turn comes; damaged ones are left out.
+    """
+
+    def whole(kind: str) -> Iterator[tuple[int, bool, Path]]:
+        for _, path in _numbered(folder, kind):
+            inspection = inspect(path)
+            if inspection is not None:
+                yield inspection.iteration, kind == "phase", path
+
+    return heapq.merge(*map(whole, _KINDS), reverse=True)
+
+
+def remove_old_checkpoints(folder: str | os.PathLike, keep: int, every_epochs: int) -> None:
+    """Leaves the `keep` last written checkpoints of each kind, the final one and the milestones.
+
+    Args:
+        folder: the run's checkpoint folder.
+        keep: 0 keeps all.
+        every_epochs: the checkpoint after every so many epochs is a milestone; 0: none is.
+    """
+    if keep < 1:
+        return
+    for kind in _KINDS:
+        # By time: a run told not to resume counts from 0 beside an older run's larger numbers.
+        written = sorted(_numbered(folder, kind), key=lambda n: n[1].stat().st_mtime_ns)
+        for number, path in written[:-keep]:
+            is_milestone = kind == "phase" and every_epochs and (number + 1) % every_epochs == 0
+            if not is_milestone:
+                path.unlink(missing_ok=True)
+
+
+def _numbered(folder: str | os.PathLike, kind: str) -> list[tuple[int, Path]]:
+    """(number in the name, path) of the regular checkpoints of a kind, the largest number first."""
+    names = (_NAME.fullmatch(path.name) for path in Path(folder).iterdir())
+    found = [(int(m[2]), Path(folder, m[0])) for m in names if m is not None and m[1] == kind]
+    return sorted(found, reverse=True)
