@@ -33,8 +33,8 @@ def test_a_trunk_says_its_keys_and_the_dimensions_of_its_representations(tmp_pat
     head = "config.MODEL.HEAD.PARAMS=[[barlow_projector,{in_dim:128,dims:[512]}]]"
     resolve(tmp_path / "run", DIGITS, *trunk, head)
     assert "have 128 dimensions; set barlow_projector's in_dim to 128" in refusal(tmp_path, *trunk)
-    assert refusal(tmp_path, *trunk, head, "+config.MODEL.TRUNK.PLAIN.DEPTH=3") == (
-        "config.MODEL.TRUNK.PLAIN.DEPTH=3: plain has no DEPTH; it has WIDTH"
+    assert refusal(tmp_path, *trunk, head, "+config.MODEL.TRUNK.PLAIN.FILTER=3") == (
+        "config.MODEL.TRUNK.PLAIN.FILTER=3: plain has no FILTER; it has WIDTH"
     )
 
 
