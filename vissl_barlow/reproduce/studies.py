@@ -134,12 +134,10 @@ def _head_overrides(row: dict[str, Any], data: str) -> list[str]:
         return []
     shrink = DIGITS_SHRINK if data == DIGITS else 1
     projector, predictor = ([_shrunk(width, shrink) for width in head] for head in row["heads"])
-    loss = compose_config(f"{PRETRAIN_GROUP}/{row['config']}").LOSS.name
     return [
         override("MODEL.HEAD.PARAMS.0.1.dims", projector),
         override("MODEL.HEAD.PARAMS.1.1.in_dim", projector[-1]),
         override("MODEL.HEAD.PARAMS.1.1.dims", predictor),
-        override(f"LOSS.{loss}.embedding_dim", projector[-1]),
     ]
 
 
@@ -206,7 +204,6 @@ def _on_digits(config: str) -> list[str]:
             shrunk.append([head, {**options, "in_dim": in_dim, "dims": dims}])
             in_dim = dims[-1]
         overrides.append(override("MODEL.HEAD.PARAMS", shrunk))
-    overrides.append(override(f"{loss_key}.embedding_dim", _shrunk(loss.embedding_dim)))
     if "sub_batch_size" in loss:
         size = loss.sub_batch_size // DIGITS_SHRINK
         overrides.append(override(f"{loss_key}.sub_batch_size", size))
