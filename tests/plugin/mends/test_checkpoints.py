@@ -30,6 +30,7 @@ def test_a_final_checkpoint_to_overwrite_is_no_checkpoint_to_resume(tmp_path):
 
     config = resolve(tmp_path, DIGITS, "config.CHECKPOINT.OVERWRITE_EXISTING=true")
     (tmp_path / "model_final_checkpoint_phase1.torch").touch()
+    (tmp_path / "checkpoint.torch").symlink_to("model_final_checkpoint_phase1.torch")
     assert checkpoint.get_resume_checkpoint(config, str(tmp_path)) is None
 
 
