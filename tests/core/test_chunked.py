@@ -271,6 +271,25 @@ def test_autocast_gives_every_weight_its_gradient_in_the_precision_of_the_forwar
         assert p.grad is not None and p.grad.dtype == q.grad.dtype
 
 
+def test_weights_that_changed_within_one_autocast_are_cast_again():
+    net = build_stages().float()
+    views = [view.float() for view in images(N)]
+
+    def loss(a, b):
+        return plain_loss(a.float(), b.float())
+
+    with torch.autocast("cpu", torch.bfloat16):
+        _step(net, 4, loss=loss, views=views)
+        torch.optim.SGD(net.parameters(), 0.01).step()
+        net.zero_grad()
+        _step(net, 4, loss=loss, views=views)
+    got = gradients(net)
+    net.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        _step(net, 4, loss=loss, views=views)
+    assert torch.equal(got, gradients(net))
+
+
 @pytest.mark.parametrize(("chunk_size", "mode"), [(0, "per_piece"), (4, "per_piece"), (4, "exact")])
 def test_grad_scaler_scales_the_gradient_and_not_the_loss(chunk_size, mode):
     plain, scaled = build_stages(), build_stages()

@@ -80,8 +80,9 @@ def back_propagate(output: Tensor, gradient: Tensor | None = None) -> None:
 
 def embed_afresh(embed: Callable[[Tensor], Tensor], piece: Tensor) -> Tensor:
     """`embed(piece)`, whose result must be rows of it."""
-    # Autocast keeps the copies of weights it has made. Those of a pass without a graph have none, and
-    # the weights would get no gradient from a later pass that found them.
+    # Autocast keeps the copies of weights it has made. In torch before pull request 165068, those of a
+    # pass without a graph leave the weights of a later pass without a gradient; in any version, those
+    # from before an optimizer's step are out of date.
     torch.clear_autocast_cache()
     z = embed(piece)
     if not isinstance(z, Tensor) or z.ndim < 1 or z.shape[0] != piece.shape[0]:
