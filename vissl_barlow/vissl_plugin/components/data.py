@@ -18,6 +18,7 @@ from vissl.data.dataset_catalog import VisslDatasetCatalog
 from vissl_barlow.digits import digits
 from vissl_barlow.images import UnreadableImage, list_images, read_image
 from vissl_barlow.vissl_plugin.components.views import ImageWithRng, with_rng
+from vissl_barlow.vissl_plugin.settings import Settings
 
 
 def register_source(name: str) -> Callable[[type], type]:
@@ -87,7 +88,10 @@ class BarlowImageFolder(BarlowSource):
         super().__init__(cfg, data_source, path, split, dataset_name)
         self.root = path
         # A folder of nothing but bad files must end in an error, not in a search that lasts for hours.
-        self.max_consecutive_unreadable = cfg.BARLOW.MAX_CONSECUTIVE_UNREADABLE
+        default = Settings.MAX_CONSECUTIVE_UNREADABLE  # configs of VISSL's may use this source too
+        self.max_consecutive_unreadable = cfg.get("BARLOW", {}).get(
+            "MAX_CONSECUTIVE_UNREADABLE", default
+        )
         # One array of bytes instead of a million strings: a loader's workers unpickle it at once.
         self.names = np.array([os.fsencode(name) for name in list_images(path)], dtype=np.bytes_)
         self.unreadable = 0
