@@ -1,6 +1,7 @@
 """Exact batch norm in pieces: the unchunked update in float64, whatever the pieces."""
 
 import copy
+import random
 
 import pytest
 import torch
@@ -122,8 +123,9 @@ def test_random_layers_draw_the_same_in_every_sweep_and_other_numbers_for_every_
     noise = NotesMasks()
     net = nn.Sequential(build_stages(), noise, nn.BatchNorm1d(6).double(), nn.Linear(6, 6).double())
     torch.manual_seed(1)
-    state = torch.get_rng_state()
+    state, python_state = torch.get_rng_state(), random.getstate()
     _exact(net, 4)
+    assert random.getstate() == python_state
     after = torch.get_rng_state()
     distinct = {tuple(mask.flatten().tolist()) for mask in noise.masks}
     # Three pieces of two views.

@@ -118,6 +118,8 @@ def _everything(rank):
     sync_chunk = SYNC_CHUNKS[rank]
     results = {
         "pieces": _case(build_stages()),
+        # All of one process's rows are one piece, not so the other's.
+        "pieces, one piece": _case(build_stages(), chunk_size=6),
         "pieces, our loss": _case(build_stages(), loss=_barlow_loss),
         "pieces, no broadcast": _case(build_stages(), broadcast_buffers=False),
         "function": _case(build_stages(), wrap=lambda ddp: lambda x: ddp(x)),
@@ -138,7 +140,6 @@ def _everything(rank):
         "sync at once": _case(convert(build_stages()), chunk_size=0),
         "sync exact": _case(convert(build_stages()), batch_norm="exact"),
         "sync exact in stages": _case(convert(build_stages()), batch_norm="exact", in_stages=True),
-        # All of one process's rows are one piece, not so the other's.
         "sync exact, one piece": _case(convert(build_stages()), batch_norm="exact", chunk_size=6),
         "in turn": _ordinary_then_exact(),
     }
@@ -185,6 +186,7 @@ def _reference(stop=None, *, chunk_size=None, sync=False):
 
 CASES = {
     "pieces": {"chunk_size": CHUNK},
+    "pieces, one piece": {"chunk_size": 6},
     "pieces, our loss": {"chunk_size": CHUNK},
     "pieces, no broadcast": {"chunk_size": CHUNK},
     "function": {"chunk_size": CHUNK},

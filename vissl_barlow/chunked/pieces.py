@@ -30,7 +30,7 @@ def backward_at_once(
     """The ordinary pass."""
     network = Network(embed, [len(views[0])])
     with network.watched():
-        # DDP prepares its reduction once, in the last forward pass before the backward pass.
+        # DDP would broadcast the buffers again before the second pass, under the graph of the first.
         with network.no_sync():
             z_a = embed_afresh(embed, views[0])
         z_b = embed_afresh(embed, views[1])

@@ -190,8 +190,7 @@ class _Stage:
             layer = self._layers[-1]
             statistics = pooled_statistics(self._parts, _group(layer))
             check_count(statistics.n, inputs[0])
-            if layer.training:
-                update_running_statistics(layer, statistics)
+            update_running_statistics(layer, statistics)
             self._statistics.append(statistics)
         self._parts = None
         return outputs

@@ -36,7 +36,7 @@ def backward(
 
     Call it where the forward pass would be: inside `torch.autocast` if there is one (the backward
     passes leave it). `embed` may be compiled, in channels_last, or DistributedDataParallel, which then
-    averages gradients once, in the last piece. On several processes each gives its own rows, and
+    averages gradients once, in the last piece. All processes call it, each with its own rows, and
     `loss` knows of the others, as `vissl_barlow.loss.barlow_twins_loss` does.
 
     Args:
@@ -75,10 +75,11 @@ def backward(
     views = (view_a, view_b)
     if batch_norm == "per_view":
         return backward_in_pieces(embed, views, [n], loss, grad_scaler)
-    if batch_norm == "exact" and max(batch_sizes(len(sizes))) > 1:
-        return backward_in_stages(embed, stages, views, sizes, loss, grad_scaler)
-    if len(sizes) == 1:
+    # One way for all processes: what they exchange, and in which order, differs between the two.
+    if max(batch_sizes(len(sizes))) == 1:
         return backward_at_once(embed, views, loss, grad_scaler)
+    if batch_norm == "exact":
+        return backward_in_stages(embed, stages, views, sizes, loss, grad_scaler)
     return backward_in_pieces(embed, views, sizes, loss, grad_scaler)
 
 
