@@ -80,7 +80,7 @@ def suite(place: Place, command: str) -> None:
     assert words[words.index("pytest") :] == [
         *("pytest", "-n", "auto", "--dist", "loadscope", "-m", "not gpu and not detectron2")
     ]
-    done = make("test", PYTEST_ARGS="tests/test_schedule.py")
+    done = make("test", PYTEST_ARGS="tests/core/test_schedule.py")
     assert done.returncode == 0 and re.search(r"=+ \d+ passed", done.stdout), done.stdout[-3000:]
     assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
 

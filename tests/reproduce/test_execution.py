@@ -1,6 +1,8 @@
 """What a row's folder keeps: whose results it holds, and the job that was submitted."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,10 @@ def test_the_state_outlives_a_write_that_fails(tmp_path, monkeypatch):
     state = tmp_path / "reproduce.json"
     state.write_text('{"job": "815"}')
 
-    def full(path: Path, text: str) -> int:
-        path.open("w").close()
-        raise OSError("No space left on device")
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         claim(tmp_path, str(checkpoint))
     assert state.read_text() == '{"job": "815"}'

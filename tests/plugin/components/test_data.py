@@ -1,13 +1,12 @@
 """Data sources and samplers: which image is read, how it is labelled, in which order."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from PIL import Image
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from vissl.config import AttrDict
 
 import vissl_barlow
 from vissl_barlow.images import UnreadableImage
@@ -18,10 +17,11 @@ def registered():
     vissl_barlow.register()
 
 
-def folder_source(path):
+def folder_source(path, **settings):
     from vissl_barlow.vissl_plugin.components.data import BarlowImageFolder
 
-    return BarlowImageFolder(SimpleNamespace(SEED_VALUE=0), "barlow_folder", str(path), "TRAIN", "")
+    cfg = AttrDict({"SEED_VALUE": 0, **settings})
+    return BarlowImageFolder(cfg, "barlow_folder", str(path), "TRAIN", "")
 
 
 @pytest.fixture
@@ -59,13 +59,10 @@ def test_the_next_readable_image_takes_the_place_of_one_that_is_not_and_is_marke
     assert int(source[2][0][0, 0, 0]) == 2  # past the end, at the beginning
 
 
-def test_a_folder_of_nothing_but_bad_files_is_not_searched_for_hours(tmp_path, monkeypatch):
-    from vissl_barlow.vissl_plugin.components import data
-
-    monkeypatch.setattr(data, "MAX_CONSECUTIVE_UNREADABLE", 3)
+def test_a_folder_of_nothing_but_bad_files_is_not_searched_for_hours(tmp_path):
     for index in range(9):
         (tmp_path / f"{index}.png").write_bytes(b"no image")
-    source = folder_source(tmp_path)
+    source = folder_source(tmp_path, BARLOW={"MAX_CONSECUTIVE_UNREADABLE": 3})
     with pytest.raises(
         UnreadableImage, match=r"3 images in a row are unreadable, the last is .*/6"
     ):

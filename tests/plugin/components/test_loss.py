@@ -7,9 +7,7 @@ import torch
 from classy_vision.losses import LOSS_REGISTRY, build_loss
 
 import vissl_barlow
-from vissl_barlow.byol import byol_loss, simsiam_loss
-from vissl_barlow.loss import barlow_twins_loss
-from vissl_barlow.objectives import OBJECTIVES
+from vissl_barlow.loss import OBJECTIVES, barlow_twins_loss, byol_loss, simsiam_loss
 from vissl_barlow.vissl_plugin.components.loss import TermsLoss
 
 vissl_barlow.register()

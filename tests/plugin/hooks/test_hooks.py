@@ -173,7 +173,7 @@ def test_the_probe_is_taken_every_so_many_epochs(
     from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
 
     monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda *_: 0.5)
-    hook = BarlowProbe("linear", every)
+    hook = BarlowProbe("linear", every, neighbours=5)
     hook.folder = tmp_path
     hook.on_phase_end(SimpleNamespace(train=train, train_phase_idx=epoch - 1, num_train_phases=6))
     path = tmp_path / "barlow_probe.json"
@@ -267,8 +267,9 @@ def test_a_terminal_gets_the_bar_and_anything_else_lines(terminal, last, task, m
 
 def test_each_kind_of_collapse_is_said_once(caplog):
     from vissl_barlow.vissl_plugin.hooks.collapse import CollapseWarning
+    from vissl_barlow.vissl_plugin.settings import Settings
 
-    warning = CollapseWarning()
+    warning = CollapseWarning(Settings)
     numbers = {"iteration": 1, "embedding_std_mean": 1.0, "effective_rank_embedding": 9.0}
     for change in ({}, {"effective_rank_embedding": 1.2}, {"embedding_std_mean": 1e-5}) * 2:
         warning.check(numbers | change)
@@ -285,6 +286,7 @@ def test_c_takes_the_losss_own_eps():
 
     from vissl_barlow.diagnostics import cross_correlation_summary
     from vissl_barlow.vissl_plugin.hooks.measure import embeddings
+    from vissl_barlow.vissl_plugin.settings import Settings
 
     z_a, z_b = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
     barlow = build_loss({"name": "barlow_loss", "eps": 0.7})
@@ -293,6 +295,7 @@ def test_c_takes_the_losss_own_eps():
         task = SimpleNamespace(
             base_loss=loss,
             base_model=SimpleNamespace(),
+            config=SimpleNamespace(BARLOW=Settings),
             last_batch=SimpleNamespace(model_output=[z_a, z_b]),
         )
         expected = cross_correlation_summary(z_a, z_b, eps=eps).mean_diagonal

@@ -214,11 +214,11 @@ def test_an_interrupted_copy_is_completed(source, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         whole(path, target)
 
-    monkeypatch.setattr(untrusted_files.shutil, "copyfile", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        copied(source, tmp_path / "local")
+    with monkeypatch.context() as patched:
+        patched.setattr(untrusted_files.shutil, "copyfile", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            copied(source, tmp_path / "local")
     assert "cats/a.jpg" not in tree(tmp_path / "local" / "images")
-    monkeypatch.undo()
     assert (copied(source, tmp_path / "local") / "cats" / "a.jpg").read_bytes() == b"a cat"
 
 

@@ -3,7 +3,7 @@
 import logging
 
 from classy_vision.optim.param_scheduler import build_param_scheduler
-from vissl.utils.checkpoint import get_resume_checkpoint, is_training_finished
+from vissl.utils import checkpoint as vissl_checkpoint
 from vissl.utils.io import is_url
 
 from vissl_barlow.checkpoint import CheckpointError
@@ -54,7 +54,8 @@ def _check_schedules(cfg) -> None:
 def check_weights(cfg) -> None:
     key, path = "MODEL.WEIGHTS_INIT.PARAMS_FILE", cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE
     folder = cfg.CHECKPOINT.DIR
-    if is_url(path) or is_training_finished(cfg, folder) or get_resume_checkpoint(cfg, folder):
+    finished = vissl_checkpoint.is_training_finished(cfg, folder)
+    if is_url(path) or finished or vissl_checkpoint.get_resume_checkpoint(cfg, folder):
         return  # downloaded later, and checked when it is loaded; or not read at all
     if not path:
         if cfg.LOSS.name == CLASSIFICATION_LOSS or cfg.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON:

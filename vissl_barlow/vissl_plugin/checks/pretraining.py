@@ -2,7 +2,7 @@
 
 import os
 
-from vissl.utils.checkpoint import get_resume_checkpoint, is_training_finished
+from vissl.utils import checkpoint as vissl_checkpoint
 
 from vissl_barlow.vissl_plugin.checks.common import model_on_meta, world_size
 from vissl_barlow.vissl_plugin.errors import ConfigError
@@ -43,9 +43,10 @@ def check_schedule(cfg) -> None:
 def check_checkpoints(cfg) -> None:
     """A checkpoint of another model must not be found out after hours in the queue."""
     folder = cfg.CHECKPOINT.DIR
-    if is_training_finished(cfg, checkpoint_folder=folder):
+    # By the module: these two are mended there, which may happen after this file is imported.
+    if vissl_checkpoint.is_training_finished(cfg, checkpoint_folder=folder):
         return
-    path = get_resume_checkpoint(cfg, checkpoint_folder=folder)
+    path = vissl_checkpoint.get_resume_checkpoint(cfg, checkpoint_folder=folder)
     saved = None if path is None else inspect(path)
     if saved is None:
         return
