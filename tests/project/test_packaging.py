@@ -34,7 +34,7 @@ def test_the_wheel_carries_code_plugin_and_every_config_and_nothing_else(wheel):
         for path in (ROOT / folder).rglob("*.yaml"):
             assert f"vissl_barlow/{path.relative_to(ROOT)}" in names
     assert "hydra_plugins/vissl_barlow_plugin/__init__.py" in names
-    assert "vissl_barlow/reproduce/report.html" in names
+    assert {"vissl_barlow/reproduce/report.html", "vissl_barlow/py.typed"} <= set(names)
     # Regular packages of these names would hide VISSL's and hydra's.
     assert "hydra_plugins/__init__.py" not in names
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
