@@ -54,6 +54,11 @@ class Settings:
     KEEP_EVERY_EPOCHS: int = _key(
         100, "and for good the one after each 100th epoch; 0 none", at_least=0
     )
+    EXTEND: bool = _key(
+        False,
+        "train what is in the folder for more epochs: `OPTIMIZER.num_epochs` may grow, nothing else "
+        "of the experiment may change",
+    )
     TIMEOUT_MINUTES: float = _key(
         10, "a process that does not answer for so long ends the run", above=0
     )

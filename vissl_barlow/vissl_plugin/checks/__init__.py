@@ -14,6 +14,7 @@ from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_weights,
     classifier_outputs,
 )
+from vissl_barlow.vissl_plugin.checks.experiment import check_experiment
 from vissl_barlow.vissl_plugin.checks.images import check_images
 from vissl_barlow.vissl_plugin.checks.labels import check_labels
 from vissl_barlow.vissl_plugin.checks.machine import (
@@ -47,6 +48,7 @@ def install() -> None:
         resolved = resolve(cfg, *engine_name)
         if "BARLOW" in cfg:
             check_task(cfg)  # afterwards: VISSL may have put in another task
+            check_experiment(cfg)  # of the config as it is recorded
         return resolved
 
     hydra_config.infer_and_assert_hydra_config = check_and_resolve

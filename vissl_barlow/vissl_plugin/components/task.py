@@ -23,6 +23,12 @@ from vissl.utils.misc import set_dataloader_seeds
 from vissl_barlow.vissl_plugin.components.views import normalization
 from vissl_barlow.vissl_plugin.components.weights import initialise_from
 from vissl_barlow.vissl_plugin.hooks import barlow_hooks
+from vissl_barlow.vissl_plugin.run.experiment import (
+    WEIGHTS,
+    experiment_of,
+    images_identity,
+    weights_identity,
+)
 from vissl_barlow.vissl_plugin.run.signals import (
     end_loader_workers_at_exit,
     leave_signals_to_the_run,
@@ -52,11 +58,39 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     resumes_within_epochs = False
 
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        # Here, because VISSL adds to the config while it builds the model and the loss.
+        self.experiment = experiment_of(config)
+
+    def get_classy_state(self, deep_copy: bool = False) -> dict:
+        state = super().get_classy_state(deep_copy=deep_copy)
+        state["experiment"] = {**self.experiment, WEIGHTS: self._weights, **self._images}
+        return state
+
+    def _set_classy_state(self, state) -> None:
+        # A resumed run read no weights: its first start did.
+        if WEIGHTS in state.get("experiment", {}):
+            self._weights = state["experiment"][WEIGHTS]
+        super()._set_classy_state(state)
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return weights_identity(self.config.MODEL.WEIGHTS_INIT.PARAMS_FILE)
+
+    @functools.cached_property
+    def _images(self) -> dict:
+        found: dict = {}
+        for split, dataset in self.datasets.items():
+            found |= images_identity(split.upper(), dataset)
+        return found
+
     def set_hooks(self, hooks: list):
         return super().set_hooks(barlow_hooks(hooks, self.config, self.resumes_within_epochs))
 
     def _restore_model_weights(self, model: nn.Module) -> nn.Module:
         settings = self.config.MODEL
+        _ = self._weights  # before the file can change
         initialise_from(model, settings.WEIGHTS_INIT.PARAMS_FILE, settings.FEATURE_EVAL_SETTINGS)
         return model
 
