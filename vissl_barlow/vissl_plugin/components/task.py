@@ -3,7 +3,7 @@
 
 An interrupted run and an uninterrupted one must see the same images in the same order under the
 same augmentations. Order and augmentation are therefore functions of the seed, the epoch and the
-image (see `data.py` for the augmentation), not of what was drawn before: no random state needs
+image (see `reproducible.py` for the augmentation), not of what was drawn before: no random state needs
 saving, and neither the number of loader workers nor the place of the interruption matters.
 """
 
@@ -20,6 +20,7 @@ from vissl.data import build_dataloader
 from vissl.trainer.train_task import SelfSupervisionTask
 from vissl.utils.misc import set_dataloader_seeds
 
+from vissl_barlow.vissl_plugin.components.reproducible import ReproducibleDataset
 from vissl_barlow.vissl_plugin.components.views import normalization
 from vissl_barlow.vissl_plugin.components.weights import initialise_from
 from vissl_barlow.vissl_plugin.hooks import barlow_hooks
@@ -125,6 +126,21 @@ class BarlowTask(BarlowTaskBase):
     def normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation that the two-view transform leaves to the step."""
         return normalization(self.config.DATA.TRAIN.TRANSFORMS)
+
+    def build_datasets(self, current_train_phase_idx: int = 0) -> tuple[dict, dict]:
+        keys = {}
+        for split in self.available_splits:
+            section = self.config.DATA[split]
+            keys = {"input": section.INPUT_KEY_NAMES, "target": section.TARGET_KEY_NAMES}
+        datasets = {
+            split.lower(): ReproducibleDataset(self.config, split)
+            for split in self.available_splits
+        }
+        return datasets, keys
+
+    def set_epoch(self, phase_type: str, epoch: int, start_iter: int, train_phase_idx: int) -> None:
+        super().set_epoch(phase_type, epoch, start_iter, train_phase_idx)
+        self.datasets[phase_type].set_epoch(epoch)
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
         end_loader_workers_at_exit()
