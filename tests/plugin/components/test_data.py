@@ -100,9 +100,9 @@ def test_training_goes_through_one_permutation_of_all_processes_from_any_step(ra
 
 
 def test_testing_keeps_the_order(rank):
-    from vissl_barlow.vissl_plugin.components.task import _test_sampler
+    from vissl_barlow.vissl_plugin.components.every_image import ordered_sampler
 
-    assert list(_test_sampler(np.arange(SAMPLES), SECTION, SEED)) == list(range(rank, SAMPLES, 2))
+    assert list(ordered_sampler(np.arange(SAMPLES), SECTION)) == list(range(rank, SAMPLES, 2))
 
 
 @pytest.mark.parametrize("scaled", [True, False])
