@@ -9,6 +9,7 @@ import sys
 from vissl.utils import hydra_config
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals
+from vissl_barlow.vissl_plugin.checks.data import check_data_keys, complete_lists
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
     check_weights,
@@ -42,6 +43,7 @@ def install() -> None:
     def check_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
         if "BARLOW" in cfg:
             complete(cfg.BARLOW)
+            complete_lists(cfg)
             check(cfg, *engine_name)
         else:
             check_fit(cfg)
@@ -90,6 +92,7 @@ def check(cfg, engine_name: str = "train") -> None:
     classes = classifier_outputs(cfg)
     with refusals:
         for split in splits:
+            check_data_keys(cfg, split)
             check_images(cfg, split)
         check_labels(cfg, splits, classes)
     with refusals:
