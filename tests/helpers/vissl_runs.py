@@ -12,7 +12,7 @@ from pathlib import Path
 # Overrides that let the configs of large runs resolve on a machine without GPUs and ImageNet.
 ANYWHERE = ("config.SLURM.USE_SLURM=true", "config.DATA.TRAIN.DATA_SOURCES=[barlow_digits]")
 # Seconds; ten times what a run here takes on an idle machine, to end one that hangs.
-TIME_LIMIT = 300
+TIME_LIMIT = 1500
 # Characters of each stream in the message of a failed run: VISSL prints its whole config.
 SHOWN = 5000
 

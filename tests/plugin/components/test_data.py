@@ -108,11 +108,9 @@ def test_testing_keeps_the_order(rank):
 @pytest.mark.parametrize("scaled", [True, False])
 def test_the_loss_scale_is_saved_where_there_is_one(scaled, monkeypatch):
     """classy-vision saves it for apex only; a resumed run would begin at 65536 again."""
-    from vissl.trainer.train_task import SelfSupervisionTask
+    from vissl_barlow.vissl_plugin.components.task import BarlowTask, BarlowTaskBase
 
-    from vissl_barlow.vissl_plugin.components.task import BarlowTask
-
-    monkeypatch.setattr(SelfSupervisionTask, "get_classy_state", lambda *_, **__: {"amp": None})
+    monkeypatch.setattr(BarlowTaskBase, "get_classy_state", lambda *_, **__: {"amp": None})
     task = BarlowTask.__new__(BarlowTask)
     task.amp_grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None
     state = task.get_classy_state()
