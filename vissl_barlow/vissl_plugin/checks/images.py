@@ -54,8 +54,9 @@ def _check_folder(cfg, split: str, folder: str, source: str) -> None:
             f"{listed(repeated)} lead to folders that are there already, and {source} would list "
             "their images again; remove these links",
         )
-    # Where the folders are classes, `check_labels` says what it found instead of them.
-    parts = [] if cfg.DATA[split].LABEL_SOURCES else parts_of_data_set(images)
+    # Of labelled folders, `check_labels` says what it expects.
+    labelled = "disk_folder" in cfg.DATA[split].LABEL_SOURCES
+    parts = [] if labelled else parts_of_data_set(images)
     if parts:
         raise ConfigError(
             key,
