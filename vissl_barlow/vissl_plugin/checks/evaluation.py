@@ -61,7 +61,7 @@ def check_weights(cfg) -> None:
             logging.warning("config.%s is empty: the trunk evaluated is untrained", key)
         return
     try:
-        model_weights(model_on_meta(cfg), path)
+        model_weights(model_on_meta(cfg), path, cfg.BARLOW.WEIGHTS_TRUNK)
     except OSError as error:
         remedy = (
             f"cannot be read ({error.strerror}); name a pretrained checkpoint (docs/evaluation.md)"

@@ -57,7 +57,12 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def _restore_model_weights(self, model: nn.Module) -> nn.Module:
         settings = self.config.MODEL
-        initialise_from(model, settings.WEIGHTS_INIT.PARAMS_FILE, settings.FEATURE_EVAL_SETTINGS)
+        initialise_from(
+            model,
+            settings.WEIGHTS_INIT.PARAMS_FILE,
+            settings.FEATURE_EVAL_SETTINGS,
+            self.config.BARLOW.WEIGHTS_TRUNK,
+        )
         return model
 
 
