@@ -68,6 +68,11 @@ class Settings:
         "before they are killed",
         above=0,
     )
+    WEIGHTS_TRUNK: str = _key(
+        "",
+        "which trunk of `MODEL.WEIGHTS_INIT.PARAMS_FILE`, where it holds several: its names' prefix "
+        "or words of it, such as encoder_k or student; empty: the one its authors evaluate",
+    )
     AMP_DTYPE: str = _key(
         "float16",
         "precision under `MODEL.AMP_PARAMS.USE_AMP`: float16 with loss scaling, bfloat16 without",
@@ -104,6 +109,8 @@ class Key:
         if self.choices:
             fits = value == self.default or value in self.choices
             return None if fits else f"set {' or '.join(self.choices)}"
+        if self.type is str:
+            return None if isinstance(value, str) else "set a text"
         if self.type is bool:
             return None if isinstance(value, bool) else "set true or false"
         accepted = (int, float) if self.type is float else int
@@ -124,7 +131,7 @@ class Key:
         """The default as a user may write it."""
         if isinstance(self.default, bool):
             return str(self.default).lower()
-        return str(self.default) or self.choices[0]
+        return str(self.default) or next(iter(self.choices), '""')
 
 
 def all_keys(schema: Any = None, prefix: str = "") -> Iterator[Key]:

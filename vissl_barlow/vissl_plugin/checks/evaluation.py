@@ -75,7 +75,8 @@ def check_weights(cfg) -> None:
             logging.warning("config.%s is empty: the trunk evaluated is untrained", key)
         return
     try:
-        model_weights(model_on_meta(cfg), path, with_heads=heads_must_be_loaded(cfg))
+        needed = heads_must_be_loaded(cfg)
+        model_weights(model_on_meta(cfg), path, cfg.BARLOW.WEIGHTS_TRUNK, with_heads=needed)
     except OSError as error:
         remedy = (
             f"cannot be read ({error.strerror}); name a pretrained checkpoint (docs/evaluation.md)"

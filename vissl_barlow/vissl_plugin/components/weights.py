@@ -8,11 +8,19 @@ file that does not fit the trunk is an error.
 
 import logging
 from collections.abc import Mapping
+from operator import ne
 from typing import Any
 
 from torch import Tensor, nn
 
-from vissl_barlow.checkpoint import CheckpointError, as_vissl_checkpoint, check_fits
+from vissl_barlow.checkpoint import (
+    CheckpointError,
+    TrunkDepth,
+    as_vissl_checkpoint,
+    check_fits,
+    trunk_depth,
+)
+from vissl_barlow.checkpoint.names import VISSL_PREFIX
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 
@@ -46,22 +54,24 @@ def refuse_untrained_heads(cfg, extracts: bool = False) -> None:
 
 
 def model_weights(
-    model: nn.Module, path: str, with_heads: bool = False
+    model: nn.Module, path: str, prefix: str = "", *, with_heads: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the checkpoint at `path` holds for a VISSL model: its trunk's and its heads' tensors.
 
-    The heads' are empty unless all of them fit the model's: a projector is no classifier.
+    `prefix` is config.BARLOW.WEIGHTS_TRUNK: which trunk, where the file holds several. The heads'
+    tensors are empty unless all of them fit the model's: a projector is no classifier.
     `with_heads`: they must fit.
 
     Raises:
         CheckpointError: damaged, holds code, holds no trunk, or one that does not fit the model's;
-            says which names are missing, unexpected, or of another shape. With `with_heads`, the
-            same of its heads.
+            says which ResNet it is and the keys that it needs, or which names are missing,
+            unexpected, or of another shape. With `with_heads`, the same of its heads.
         OSError: the file is missing or cannot be opened.
     """
-    checkpoint = as_vissl_checkpoint(path)
+    checkpoint = as_vissl_checkpoint(path, prefix)
     saved = _saved_model(checkpoint, path)
     try:
+        _check_layout(saved["trunk"], _backbone(model))
         check_fits(saved["trunk"], _backbone(model))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -89,6 +99,32 @@ def _saved_model(checkpoint: Any, path: str) -> Mapping:
     return checkpoint["classy_state_dict"]["base_model"]["model"]
 
 
+def _check_layout(trunk: Mapping[str, Tensor], backbone: nn.Module) -> None:
+    """Raises CheckpointError if both are ResNets, but not the same one."""
+    found, wanted = _layout(trunk), _layout(backbone.state_dict())
+    if found is None or wanted is None or found == wanted:
+        return
+    values = {
+        "DEPTH": str(found.depth),
+        "SMALL_STEM": str(found.small_stem).lower(),
+        "WIDTH_MULTIPLIER": f"{found.width_multiplier:g}",
+    }
+    settings = " ".join(
+        f"config.MODEL.TRUNK.RESNETS.{key}={value}"
+        for (key, value), differs in zip(values.items(), map(ne, found, wanted))
+        if differs
+    )
+    raise CheckpointError(found.other_than(settings))
+
+
+def _layout(trunk: Mapping[str, Tensor]) -> TrunkDepth | None:
+    """Which ResNet has these tensors, in VISSL's names; None: another model."""
+    try:
+        return trunk_depth({name.removeprefix(VISSL_PREFIX): t for name, t in trunk.items()})
+    except CheckpointError:
+        return None
+
+
 def _backbone(model: nn.Module) -> nn.Module:
     """The ResNet of a VISSL model; its evaluation wraps it in a feature extractor."""
     trunk = model.get_submodule("trunk")
@@ -103,7 +139,7 @@ def initialise_from(model: nn.Module, cfg, extracts: bool = False) -> None:
     """
     path = cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE
     needed = heads_must_be_loaded(cfg, extracts)
-    trunk, heads = model_weights(model, path, with_heads=needed)
+    trunk, heads = model_weights(model, path, cfg.BARLOW.WEIGHTS_TRUNK, with_heads=needed)
     _backbone(model).load_state_dict(trunk, strict=False)  # num_batches_tracked may be missing
     load_heads = needed or (heads and not cfg.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON)
     if load_heads:
