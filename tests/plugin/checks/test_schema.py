@@ -22,6 +22,7 @@ OTHERS = {
     "KEEP_EVERY_EPOCHS": 1,
     "TIMEOUT_MINUTES": 0.5,
     "GRACE_SECONDS": 0.5,
+    "WEIGHTS_TRUNK": "encoder_k",
     "AMP_DTYPE": "bfloat16",
     "CHANNELS_LAST": False,
     "COMPILE": True,
