@@ -11,8 +11,6 @@ from vissl_runs import compose, resolve
 
 from vissl_barlow.checkpoint import TrunkDepth, load_trunk
 from vissl_barlow.resnet import build_trunk
-from vissl_barlow.vissl_plugin.checks.common import model_on_meta
-from vissl_barlow.vissl_plugin.components.weights import model_weights
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 WEIGHTS = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE"
@@ -163,6 +161,10 @@ def test_a_trunk_of_another_depth_width_or_stem_says_the_keys(
     line = next(line for line in str(raised.value).splitlines() if WEIGHTS in line)
     name = str(TrunkDepth(depth, small_stem, width))
     assert line == f"{WEIGHTS}={tmp_path}/brought.pth: this is a {name}: set {' '.join(settings)}"
+    # Not at the top: imported before the plugin is registered, they would keep VISSL's own functions.
+    from vissl_barlow.vissl_plugin.checks.common import model_on_meta
+    from vissl_barlow.vissl_plugin.components.weights import model_weights
+
     model = compose(config, *settings)
     model_weights(model_on_meta(model), f"{tmp_path}/brought.pth")
 

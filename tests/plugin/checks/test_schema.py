@@ -23,6 +23,7 @@ OTHERS = {
     "EXTEND": True,
     "TIMEOUT_MINUTES": 0.5,
     "GRACE_SECONDS": 0.5,
+    "WEIGHTS_TRUNK": "encoder_k",
     "AMP_DTYPE": "bfloat16",
     "CHANNELS_LAST": False,
     "COMPILE": True,
