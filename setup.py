@@ -70,6 +70,7 @@ setup(
         "jinja2",
         "opencv-python-headless",
         "simplejpeg",
+        "safetensors",
         "setuptools<82",  # VISSL imports pkg_resources, which setuptools 82 removed
     ],
     extras_require={

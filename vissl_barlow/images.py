@@ -111,25 +111,105 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise UnreadableImage(f"{path}: {error}") from None
 
 
+class UnreadableFolder(OSError):
+    """A folder of images that cannot be listed in full; the message names what is in the way."""
+
+
+class ImageListing(NamedTuple):
+    """`images`: paths relative to the folder; `repeated`: links to folders that are listed already."""
+
+    images: list[str]
+    repeated: list[str]
+
+
 def list_images(folder: str | os.PathLike[str]) -> list[str]:
     """Paths of the images below `folder`, relative to it, in torchvision's ImageFolder order.
 
-    Sub-folders are optional: pretraining needs no classes.
+    Sub-folders are optional: pretraining needs no classes. Links are followed, and every folder is
+    listed once, however many links lead to it.
 
     Raises:
         FileNotFoundError: `folder` is not a folder.
+        UnreadableFolder: a folder below it cannot be read, or a link there leads nowhere.
+    """
+    return image_listing(folder).images
+
+
+def image_listing(folder: str | os.PathLike[str]) -> ImageListing:
+    """As `list_images`, with the links that were not followed, since their images are listed already.
+
+    A folder's own place goes before a link to it, and the first link in the order before the next.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder} is not a folder")
-    images = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        images += [
-            os.path.relpath(os.path.join(parent, name), folder)
-            for name in sorted(files)
-            if name.lower().endswith(IMG_EXTENSIONS)
-        ]
-    return images
+    listed: dict[tuple[str, ...], list[str]] = {}
+    visited: set[tuple[int, int]] = set()
+    waiting: list[tuple[str, ...]] = [()]
+    repeated = []
+    while waiting:
+        links: list[tuple[str, ...]] = []
+        for start in sorted(waiting):
+            if not _list_tree(folder, start, listed, visited, links):
+                repeated.append(os.path.join(*start))
+        waiting = links
+    images = [os.path.join(*parts, name) for parts in sorted(listed) for name in listed[parts]]
+    return ImageListing(images, sorted(repeated))
+
+
+def _list_tree(
+    root: str | os.PathLike[str],
+    start: tuple[str, ...],
+    listed: dict[tuple[str, ...], list[str]],
+    visited: set[tuple[int, int]],
+    links: list[tuple[str, ...]],
+) -> bool:
+    """Adds to `listed` the images of the folder `start` and of those in it, to `links` the links.
+
+    Returns False where `start` was visited before.
+    """
+    stack = [start]
+    while stack:
+        parts = stack.pop()
+        path = os.path.join(root, *parts)
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in visited:
+                # Within a tree of real folders this happens for its start alone.
+                if parts == start:
+                    return False
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                images = []
+                for entry in entries:
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else stack).append((*parts, entry.name))
+                    elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                        images.append(entry.name)
+                    elif entry.is_symlink() and not os.path.exists(entry.path):
+                        raise UnreadableFolder(f"{entry.path} is a link that leads nowhere")
+        except UnreadableFolder:
+            raise
+        except OSError as error:
+            raise UnreadableFolder(f"{error.filename or path}: {error.strerror}") from None
+        listed[parts] = sorted(images)
+    return True
+
+
+# Names of a data set's parts, each a folder of images of its own.
+PARTS = ("train", "val", "valid", "validation", "test")
+
+
+def parts_of_data_set(images: Sequence[str]) -> list[str]:
+    """The folders at the top, if they are parts of a data set (train/ and others) and nothing else.
+
+    Args:
+        images: as `list_images` gives them.
+    """
+    tops = {name.partition(os.sep)[0] for name in images}
+    names = {top.lower() for top in tops}
+    is_root = "train" in names and len(names) > 1 and names <= set(PARTS)
+    return sorted(tops) if is_root else []
 
 
 class ImageCheck(NamedTuple):

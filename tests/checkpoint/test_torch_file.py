@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,20 @@ def test_files_with_code_are_refused_and_do_not_run(tmp_path, resnet18):
             with pytest.raises(ck.CheckpointError, match=rf"{name}: .*{reason}"):
                 read(tmp_path / name)
     assert not witness.exists()
+
+
+def test_torchscript_is_told_by_its_content(tmp_path):
+    script = tmp_path / "script.pt"
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), script)
+    # What remains is a file that torch.load would read.
+    with zipfile.ZipFile(script) as source, zipfile.ZipFile(tmp_path / "x.pth", "w") as target:
+        for name in source.namelist():
+            if not name.endswith("constants.pkl"):
+                target.writestr(name, source.read(name))
+    with pytest.raises(
+        ck.CheckpointError, match=r"x\.pth: refused: a TorchScript archive holds code"
+    ):
+        ck.read_checkpoint(tmp_path / "x.pth")
 
 
 SMALL = {"epoch": 3, "model": {"weight": torch.arange(300.0)}, "names": ["a", "b"]}

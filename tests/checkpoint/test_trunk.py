@@ -106,8 +106,9 @@ def test_a_trunk_that_does_not_fit_says_where(tmp_path, resnet18, resnet50):
             "no dict at classy_state_dict.base_model",
         ),
         "twins": (
-            {"state_dict": prefixed("student.", trunk) | prefixed("teacher.", trunk)},
-            r"2 ResNet trunks under its state_dict, with the prefixes student\., teacher\.",
+            {"state_dict": prefixed("left.", trunk) | prefixed("right.", trunk)},
+            r"2 ResNet trunks under its state_dict, with the prefixes left\., right\.: choose one by "
+            r"config\.BARLOW\.WEIGHTS_TRUNK, or by --trunk of python -m vissl_barlow\.checkpoint$",
         ),
     }
     for name, (content, message) in unfit.items():

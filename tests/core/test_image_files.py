@@ -1,14 +1,16 @@
 """Image files on the disk: those below a folder, and which of them cannot be read."""
 
+import errno
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vissl_barlow import images
+from vissl_barlow import images as images_module
 from vissl_barlow.images import (
     ImageCheck,
+    UnreadableFolder,
     UnreadableImage,
     list_images,
     read_image,
@@ -60,7 +62,7 @@ def test_whole_paths_need_no_place(folder):
 
 def test_a_selection_is_random_and_repeats_with_its_seed(folder, monkeypatch):
     read = []
-    monkeypatch.setattr(images, "read_image", lambda path: read.append(path.name))
+    monkeypatch.setattr(images_module, "read_image", lambda path: read.append(path.name))
 
     def selected(seed, wanted=4):
         read.clear()
@@ -103,3 +105,65 @@ def test_images_below_a_folder_are_listed_as_torchvision_orders_them(tmp_path):
     assert list_images(str(tmp_path)) == expected
     with pytest.raises(FileNotFoundError, match=r"top\.webp is not a folder"):
         list_images(tmp_path / "top.webp")
+
+
+def make_images(folder, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_a_folder_is_listed_once_however_many_links_lead_to_it(tmp_path):
+    make_images(tmp_path, "a/0.png", "b/1.png")
+    os.symlink(".", tmp_path / "0self")
+    os.symlink("../b", tmp_path / "a" / "to_b")
+    os.symlink("../a", tmp_path / "b" / "to_a")
+    os.symlink("b", tmp_path / "again")
+    images, repeated = images_module.image_listing(tmp_path)
+    # The folder's own name, though links to it come first in the order.
+    assert images == list_images(tmp_path) == ["a/0.png", "b/1.png"]
+    assert repeated == ["0self", "a/to_b", "again", "b/to_a"]
+
+
+def test_two_links_to_one_folder_elsewhere_list_it_under_the_first(tmp_path):
+    make_images(tmp_path, "elsewhere/deep/0.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "elsewhere" / "deep" / "back")
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("x", "y"):
+        os.symlink(tmp_path / "elsewhere", root / name)
+    assert images_module.image_listing(root) == (["x/deep/0.png"], ["x/deep/back", "y"])
+
+
+def test_what_cannot_be_listed_is_said(tmp_path, monkeypatch):
+    make_images(tmp_path, "a/0.png", "b/1.png")
+    os.symlink(tmp_path / "unmounted", tmp_path / "c")
+    with pytest.raises(UnreadableFolder, match=r"/c is a link that leads nowhere$"):
+        list_images(tmp_path)
+    (tmp_path / "c").unlink()
+    scandir = os.scandir
+
+    def forbidden(path):
+        # Root reads every folder, whatever its permissions.
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(UnreadableFolder, match=f"^{tmp_path}/b: Permission denied$"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("images", "parts"),
+    [
+        (["train/a/0.png", "val/a/0.png"], ["train", "val"]),
+        (["Test/0.png", "train/0.png"], ["Test", "train"]),
+        (["train/0.png"], []),
+        (["0.png", "train/0.png", "val/0.png"], []),
+        (["bus/0.png", "train/0.png", "val/0.png"], []),
+        (["val/0.png", "test/0.png"], []),
+    ],
+)
+def test_a_root_of_parts_is_told_from_classes(images, parts):
+    assert images_module.parts_of_data_set(images) == parts

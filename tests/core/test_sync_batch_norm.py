@@ -107,6 +107,11 @@ def _everything(rank):
     )
     x = _batch("4d", 0)[0][: rank + 2]
     results["group"] = (alone(x).detach(), nn.BatchNorm2d(C).double()(x).detach())
+    pair = dist.new_group([0, 1])
+    if rank < 2:
+        # Of three processes the third takes no part.
+        joined = convert(nn.BatchNorm2d(C).double(), pair)
+        results["pair"] = joined(_batch("4d", 0)[0][rank * 5 : rank * 5 + 5]).detach()
     results["eval"] = (
         layer.eval()(x).detach(),
         _layer("plain", "4d", "default").eval()(x).detach(),
@@ -183,6 +188,12 @@ def test_eval_mode_and_a_group_of_one_are_plain_batch_norm(processes):
         for kind in ("eval", "group"):
             got, expected = result[kind]
             assert torch.equal(got, expected)
+
+
+def test_a_group_is_the_batch(processes):
+    got = torch.cat([result["pair"] for result in processes[:2]])
+    expected = nn.BatchNorm2d(C).double()(_batch("4d", 0)[0][:10])
+    torch.testing.assert_close(got, expected.detach(), **TOLERANCE)
 
 
 @pytest.mark.parametrize(

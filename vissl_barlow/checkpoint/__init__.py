@@ -1,11 +1,11 @@
 """Checkpoints of a ResNet trunk: reading untrusted files, translating names, writing atomically.
 
-`torch_file.py` reads and writes files of torch, `names.py` spells the three formats,
+`torch_file.py` reads and writes files of tensors, `names.py` spells their names in each format,
 `architecture.py` tells which ResNet a state dict is, and `trunk.py` finds the trunk in any file.
 Everything is read into torchvision's names and written from them, so each pair of formats costs two
 rules. Tensors are never touched: dtypes, strides and `num_batches_tracked` survive every trip.
 
-Command line: `python -m vissl_barlow.checkpoint --to {torchvision,vissl,detectron2} IN OUT`.
+Command line: `python -m vissl_barlow.checkpoint --to FORMAT [--trunk PREFIX] IN OUT`.
 """
 
 from vissl_barlow.checkpoint.architecture import TrunkDepth, check_fits, trunk_depth

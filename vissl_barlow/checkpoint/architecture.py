@@ -23,6 +23,14 @@ class TrunkDepth(NamedTuple):
     small_stem: bool
     width_multiplier: float = 1
 
+    def __str__(self) -> str:
+        width = "" if self.width_multiplier == 1 else f" x{self.width_multiplier:g}"
+        return f"ResNet-{self.depth}{width}{' with small stem' if self.small_stem else ''}"
+
+    def other_than(self, settings: str) -> str:
+        """How a model that expects another ResNet refuses this one; `settings` would build it."""
+        return f"this is a {self}: set {settings}"
+
 
 def trunk_depth(state_dict: Mapping[str, Tensor]) -> TrunkDepth:
     """Which torchvision ResNet a trunk's state dict is, from its names and shapes, without `fc`.

@@ -1,10 +1,15 @@
-"""The names of a trunk's tensors in three formats, and files of the two that are not torchvision's.
+"""The names of a trunk's tensors in all formats, and files of VISSL and Detectron2.
 
 s: stage 1..4, b: block, i: convolution of the block:
 
     torchvision, authors' file  bn1.*             layer{s}.{b}.bn{i}.*             downsample.0, .1
     VISSL                       the same names behind `_feature_blocks.`
     Detectron2                  stem.conv1.norm.* res{s+1}.{b}.conv{i}.norm.*      shortcut, .norm
+    lightly, of torchvision's   1.*               {s+3}.{b}.bn{i}.*                downsample.0, .1
+    lightly, of its own ResNet  1.*               {s+1}.{b}.bn{i}.*                shortcut.0, .1
+
+lightly puts the parts of a ResNet in an `nn.Sequential`, which numbers them; torchvision's has an
+activation and a pooling between `bn1` and `layer1`, lightly's own has none.
 """
 
 from collections.abc import Mapping
@@ -61,6 +66,17 @@ def detectron2_name(name: str) -> str:
     for part, detectron2_part in _DETECTRON2_PARTS:
         name = name.replace(part, detectron2_part)
     return name
+
+
+def from_sequential(name: str, first_stage: int) -> str:
+    """Torchvision's name of a tensor of a ResNet's parts in an `nn.Sequential`, as lightly has them.
+
+    `first_stage`: the number of `layer1` there, 4 for torchvision's ResNet, 2 for lightly's own.
+    """
+    number, _, rest = name.partition(".")
+    parts = {"0": "conv1", "1": "bn1"}
+    parts |= {str(first_stage + stage): f"layer{stage + 1}" for stage in range(4)}
+    return f"{parts.get(number, number)}.{rest}"
 
 
 def torchvision_name(name: str) -> str:

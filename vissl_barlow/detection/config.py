@@ -98,15 +98,14 @@ def check_trunk(cfg: Any, trunk: TrunkDepth) -> None:
     settings = " ".join(
         f"MODEL.RESNETS.{key} {value}" for key, value in wanted.items() if own[key] != value
     )
-    width = "" if trunk.width_multiplier == 1 else f" x{trunk.width_multiplier:g}"
-    found = f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: this is a ResNet-{trunk.depth}{width}"
     if basic_blocks and "res5" not in own.OUT_FEATURES:
         raise ValueError(
-            f"{found}, and the C4 models' res5 has the bottleneck blocks of a ResNet-50: take"
-            f" --config-file coco_mask_rcnn_R50_FPN_1x{settings and ', and set ' + settings}"
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: this is a {trunk}, and the C4 models' res5 has"
+            " the bottleneck blocks of a ResNet-50: take --config-file"
+            f" coco_mask_rcnn_R50_FPN_1x{settings and ', and set ' + settings}"
         )
     if settings:
-        raise ValueError(f"{found}: set {settings}")
+        raise ValueError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: {trunk.other_than(settings)}")
 
 
 def check_hardware(cfg: Any, *, processes: int, processes_per_machine: int, gpus: int) -> None:

@@ -1,30 +1,12 @@
 """What a command line computes: its config, and what it changes of what that config computes."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from vissl_barlow.experiment import IRRELEVANT_KEYS
+
 DETECTION = "vissl_barlow.detection"
 BATCH = "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA"
-# Keys that say where a run finds and leaves things and how it goes about it, not what it computes. The
-# batch per process counts as a part of the global batch only.
-IRRELEVANT_OVERRIDES = re.compile(
-    r"""
-    config | node_id | engine_name | OUTPUT_DIR | SEED | MODEL\.WEIGHTS | DATALOADER\.NUM_WORKERS
-    | SOLVER\.CHECKPOINT_PERIOD | TEST\.EVAL_PERIOD
-    | config\.(
-        (CHECKPOINT | DISTRIBUTED | MACHINE | SLURM | HOOKS)\..*
-        | SEED_VALUE | LOG_FREQUENCY | MULTI_PROCESSING_METHOD
-        | DATA\.(NUM_DATALOADER_WORKERS | PIN_MEMORY | (TRAIN | TEST)\.BATCHSIZE_PER_REPLICA)
-        | DATA\.(TRAIN | TEST)\.((DATA | LABEL)_PATHS | COPY_TO_LOCAL_DISK)
-        | MODEL\.(WEIGHTS_INIT\.PARAMS_FILE | ACTIVATION_CHECKPOINTING\..*)
-        | LOSS\.\w+\.embedding_dim
-        | BARLOW\.(CHECK_IMAGES | KEEP_.* | TIMEOUT_MINUTES | GRACE_SECONDS | COMPILE | CHANNELS_LAST
-            | MAX_CONSECUTIVE_UNREADABLE | RANKED_IMAGES | COLLAPSED_.*
-            | PROBE\.(EVERY_EPOCHS | CORRELATION_IMAGES))
-    )""",
-    re.VERBOSE,
-)
 # Options of Detectron2's command line whose value is the next word.
 _DETECTION_OPTIONS = (
     *("--num-gpus", "--config-file", "--num-machines", "--machine-rank", "--dist-url"),
@@ -45,7 +27,7 @@ def settings_of(arguments: Sequence[str], batch: int | None = None) -> frozenset
     """What a command line changes of what its config computes, as KEY=VALUE, and the global batch."""
     settings = set() if batch is None else {f"global batch={batch}"}
     for word in _overrides(arguments):
-        if not IRRELEVANT_OVERRIDES.fullmatch(word.lstrip("+~").partition("=")[0]):
+        if not IRRELEVANT_KEYS.fullmatch(word.lstrip("+~").partition("=")[0]):
             settings.add(word.lstrip("+").replace(" ", ""))
     return frozenset(settings)
 

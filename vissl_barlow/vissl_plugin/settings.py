@@ -54,6 +54,11 @@ class Settings:
     KEEP_EVERY_EPOCHS: int = _key(
         100, "and for good the one after each 100th epoch; 0 none", at_least=0
     )
+    EXTEND: bool = _key(
+        False,
+        "train what is in the folder for more epochs: `OPTIMIZER.num_epochs` may grow, nothing else "
+        "of the experiment may change",
+    )
     TIMEOUT_MINUTES: float = _key(
         10, "a process that does not answer for so long ends the run", above=0
     )
@@ -62,6 +67,11 @@ class Settings:
         "what the other processes get to end by themselves when one is gone, and once more "
         "before they are killed",
         above=0,
+    )
+    WEIGHTS_TRUNK: str = _key(
+        "",
+        "which trunk of `MODEL.WEIGHTS_INIT.PARAMS_FILE`, where it holds several: its names' prefix "
+        "or words of it, such as encoder_k or student; empty: the one its authors evaluate",
     )
     AMP_DTYPE: str = _key(
         "float16",
@@ -99,6 +109,8 @@ class Key:
         if self.choices:
             fits = value == self.default or value in self.choices
             return None if fits else f"set {' or '.join(self.choices)}"
+        if self.type is str:
+            return None if isinstance(value, str) else "set a text"
         if self.type is bool:
             return None if isinstance(value, bool) else "set true or false"
         accepted = (int, float) if self.type is float else int
@@ -119,7 +131,7 @@ class Key:
         """The default as a user may write it."""
         if isinstance(self.default, bool):
             return str(self.default).lower()
-        return str(self.default) or self.choices[0]
+        return str(self.default) or next(iter(self.choices), '""')
 
 
 def all_keys(schema: Any = None, prefix: str = "") -> Iterator[Key]:

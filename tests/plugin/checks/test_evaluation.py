@@ -7,8 +7,10 @@ import pytest
 import torch
 from digits_on_disk import OVERLAY
 from PIL import Image
-from vissl_runs import resolve
+from vissl_runs import compose, resolve
 
+from vissl_barlow.checkpoint import TrunkDepth, load_trunk
+from vissl_barlow.resnet import build_trunk
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 WEIGHTS = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE"
@@ -128,7 +130,57 @@ def test_weights_that_are_missing_or_of_another_trunk(checkpoints, digits_on_dis
         f"{WEIGHTS}={checkpoints['torchvision']}",
         "config.MODEL.TRUNK.RESNETS.DEPTH=34",
     )
-    assert "does not fit BarlowResNet: 80 missing: _feature_blocks.layer1.2.conv1.weight" in deeper
+    assert deeper.endswith(": this is a ResNet-18 x0.5: set config.MODEL.TRUNK.RESNETS.DEPTH=18")
+
+
+@pytest.mark.parametrize(
+    ("config", "layout", "keys"),
+    [
+        ("benchmark/vissl_barlow/imagenet1k_linear", (18, False, 1), "DEPTH=18"),
+        ("benchmark/vissl_barlow/imagenet1k_linear", (50, False, 2), "WIDTH_MULTIPLIER=2"),
+        ("pretrain/vissl_barlow/resnet50_in1k_300ep", (18, False, 1), "DEPTH=18"),
+        ("pretrain/vissl_barlow/resnet50_in1k_300ep", (34, True, 1), "DEPTH=34 SMALL_STEM=true"),
+    ],
+)
+def test_a_trunk_of_another_depth_width_or_stem_says_the_keys(
+    digits_on_disk, tmp_path, config, layout, keys
+):
+    """In evaluations and in pretraining: the keys that are named build the trunk that fits."""
+    depth, small_stem, width = layout
+    with torch.device("meta"):
+        trunk = build_trunk(depth, small_stem=small_stem, width_multiplier=width).state_dict()
+    # One number behind a whole tensor: small files.
+    zeros = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in trunk.items()}
+    torch.save(zeros, tmp_path / "brought.pth")
+    weights = [f"{WEIGHTS}={tmp_path}/brought.pth", *digits_on_disk.folders()]
+    if "pretrain" in config:
+        del weights[-1]
+    settings = [f"config.MODEL.TRUNK.RESNETS.{key}" for key in keys.split()]
+    with pytest.raises(ConfigError) as raised:
+        resolve(tmp_path / "run", config, *weights)
+    line = next(line for line in str(raised.value).splitlines() if WEIGHTS in line)
+    name = str(TrunkDepth(depth, small_stem, width))
+    assert line == f"{WEIGHTS}={tmp_path}/brought.pth: this is a {name}: set {' '.join(settings)}"
+    # Not at the top: imported before the plugin is registered, they would keep VISSL's own functions.
+    from vissl_barlow.vissl_plugin.checks.common import model_on_meta
+    from vissl_barlow.vissl_plugin.components.weights import model_weights
+
+    model = compose(config, *settings)
+    model_weights(model_on_meta(model), f"{tmp_path}/brought.pth")
+
+
+def test_one_of_two_trunks_is_chosen_by_a_key(checkpoints, digits_on_disk, tmp_path):
+    trunk = load_trunk(checkpoints["torchvision"])
+    both = {
+        f"{side}.{name}": tensor for side in ("left", "right") for name, tensor in trunk.items()
+    }
+    torch.save(both, tmp_path / "both.pth")
+    start = (*digits_on_disk.folders(), f"{WEIGHTS}={tmp_path}/both.pth")
+    assert "choose one by config.BARLOW.WEIGHTS_TRUNK" in refusal(
+        tmp_path, "imagenet1k_linear", *start
+    )
+    chosen = (*start, "config.BARLOW.WEIGHTS_TRUNK=left")
+    resolve(tmp_path / "run", "benchmark/vissl_barlow/imagenet1k_linear", OVERLAY, *chosen)
 
 
 def test_more_best_answers_or_steps_than_there_are(digits_on_disk, tmp_path):

@@ -100,19 +100,17 @@ def test_training_goes_through_one_permutation_of_all_processes_from_any_step(ra
 
 
 def test_testing_keeps_the_order(rank):
-    from vissl_barlow.vissl_plugin.components.task import _test_sampler
+    from vissl_barlow.vissl_plugin.components.every_image import ordered_sampler
 
-    assert list(_test_sampler(np.arange(SAMPLES), SECTION, SEED)) == list(range(rank, SAMPLES, 2))
+    assert list(ordered_sampler(np.arange(SAMPLES), SECTION)) == list(range(rank, SAMPLES, 2))
 
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_the_loss_scale_is_saved_where_there_is_one(scaled, monkeypatch):
     """classy-vision saves it for apex only; a resumed run would begin at 65536 again."""
-    from vissl.trainer.train_task import SelfSupervisionTask
+    from vissl_barlow.vissl_plugin.components.task import BarlowTask, BarlowTaskBase
 
-    from vissl_barlow.vissl_plugin.components.task import BarlowTask
-
-    monkeypatch.setattr(SelfSupervisionTask, "get_classy_state", lambda *_, **__: {"amp": None})
+    monkeypatch.setattr(BarlowTaskBase, "get_classy_state", lambda *_, **__: {"amp": None})
     task = BarlowTask.__new__(BarlowTask)
     task.amp_grad_scaler = torch.amp.GradScaler("cpu", init_scale=8.0) if scaled else None
     state = task.get_classy_state()

@@ -105,7 +105,10 @@ def test_weights_to_start_from_with_code_are_refused(tmp_path, ran):
 
     path = malicious(tmp_path / "weights.torch", ran)
     config = AttrDict(
-        {"MODEL": {"WEIGHTS_INIT": {"PARAMS_FILE": str(path)}, "FEATURE_EVAL_SETTINGS": {}}}
+        {
+            "MODEL": {"WEIGHTS_INIT": {"PARAMS_FILE": str(path)}, "FEATURE_EVAL_SETTINGS": {}},
+            "BARLOW": {"WEIGHTS_TRUNK": ""},
+        }
     )
     for kind in (BarlowTask, SelfSupervisionTask):  # the plugin's way and VISSL's own
         task = kind.__new__(kind)

@@ -9,11 +9,13 @@ import sys
 from vissl.utils import hydra_config
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals
+from vissl_barlow.vissl_plugin.checks.data import check_data_keys, complete_lists
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
     check_weights,
     classifier_outputs,
 )
+from vissl_barlow.vissl_plugin.checks.experiment import check_experiment
 from vissl_barlow.vissl_plugin.checks.images import check_images
 from vissl_barlow.vissl_plugin.checks.labels import check_labels
 from vissl_barlow.vissl_plugin.checks.machine import (
@@ -41,12 +43,14 @@ def install() -> None:
     def check_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
         if "BARLOW" in cfg:
             complete(cfg.BARLOW)
+            complete_lists(cfg)
             check(cfg, *engine_name)
         else:
             check_fit(cfg)
         resolved = resolve(cfg, *engine_name)
         if "BARLOW" in cfg:
             check_task(cfg)  # afterwards: VISSL may have put in another task
+            check_experiment(cfg)  # of the config as it is recorded
         return resolved
 
     hydra_config.infer_and_assert_hydra_config = check_and_resolve
@@ -88,6 +92,7 @@ def check(cfg, engine_name: str = "train") -> None:
     classes = classifier_outputs(cfg)
     with refusals:
         for split in splits:
+            check_data_keys(cfg, split)
             check_images(cfg, split)
         check_labels(cfg, splits, classes)
     with refusals:

@@ -8,7 +8,11 @@ from vissl.utils.io import is_url
 
 from vissl_barlow.checkpoint import CheckpointError
 from vissl_barlow.vissl_plugin.checks.common import model_on_meta
-from vissl_barlow.vissl_plugin.components.weights import model_weights
+from vissl_barlow.vissl_plugin.components.weights import (
+    heads_must_be_loaded,
+    model_weights,
+    refuse_untrained_heads,
+)
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 CLASSIFICATION_LOSS = "cross_entropy_multiple_output_single_target"
@@ -55,14 +59,24 @@ def check_weights(cfg) -> None:
     key, path = "MODEL.WEIGHTS_INIT.PARAMS_FILE", cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE
     folder = cfg.CHECKPOINT.DIR
     finished = vissl_checkpoint.is_training_finished(cfg, folder)
-    if is_url(path) or finished or vissl_checkpoint.get_resume_checkpoint(cfg, folder):
+    started = finished or vissl_checkpoint.get_resume_checkpoint(cfg, folder)
+    if started and cfg.TEST_ONLY and heads_must_be_loaded(cfg):
+        raise ConfigError(
+            "CHECKPOINT.DIR",
+            folder,
+            "the folder holds a training, and config.TEST_ONLY=true would not evaluate it; name a new "
+            f"folder, and its checkpoint as config.{key}={folder}/checkpoint.torch",
+        )
+    if is_url(path) or started:
         return  # downloaded later, and checked when it is loaded; or not read at all
     if not path:
+        refuse_untrained_heads(cfg)
         if cfg.LOSS.name == CLASSIFICATION_LOSS or cfg.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON:
             logging.warning("config.%s is empty: the trunk evaluated is untrained", key)
         return
     try:
-        model_weights(model_on_meta(cfg), path)
+        needed = heads_must_be_loaded(cfg)
+        model_weights(model_on_meta(cfg), path, cfg.BARLOW.WEIGHTS_TRUNK, with_heads=needed)
     except OSError as error:
         remedy = (
             f"cannot be read ({error.strerror}); name a pretrained checkpoint (docs/evaluation.md)"

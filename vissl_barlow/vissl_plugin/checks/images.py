@@ -5,7 +5,12 @@ from collections.abc import Sequence
 
 from vissl.data import DATASET_SOURCE_MAP
 
-from vissl_barlow.images import list_images, unreadable_images
+from vissl_barlow.images import (
+    UnreadableFolder,
+    image_listing,
+    parts_of_data_set,
+    unreadable_images,
+)
 from vissl_barlow.messages import listed
 from vissl_barlow.vissl_plugin.checks.common import data_path, world_size
 from vissl_barlow.vissl_plugin.errors import ConfigError
@@ -30,15 +35,35 @@ def check_images(cfg, split: str) -> None:
                 f"nothing says where the images are; set config.{key}=[FOLDER], or add "
                 f'"{section.DATASET_NAMES[index]}" to VISSL\'s dataset_catalog.json',
             )
-        _check_folder(cfg, split, folder)
+        _check_folder(cfg, split, folder, source)
 
 
-def _check_folder(cfg, split: str, folder: str) -> None:
+def _check_folder(cfg, split: str, folder: str, source: str) -> None:
     key = f"DATA.{split}.DATA_PATHS"
     try:
-        images = list_images(folder)
+        images, repeated = image_listing(folder)
     except FileNotFoundError:
         raise ConfigError(key, f"[{folder}]", "there is no such folder; name the images'") from None
+    except UnreadableFolder as error:
+        remedy = f"{error}; its images would be missing: make it readable, or remove it"
+        raise ConfigError(key, f"[{folder}]", remedy) from None
+    if repeated and source == _FOLDER_OF_VISSL:
+        raise ConfigError(
+            key,
+            f"[{folder}]",
+            f"{listed(repeated)} lead to folders that are there already, and {source} would list "
+            "their images again; remove these links",
+        )
+    # Of labelled folders, `check_labels` says what it expects.
+    labelled = "disk_folder" in cfg.DATA[split].LABEL_SOURCES
+    parts = [] if labelled else parts_of_data_set(images)
+    if parts:
+        raise ConfigError(
+            key,
+            f"[{folder}]",
+            f"expected images to use together, found {', '.join(parts)}; name one of these instead "
+            "of the folder above",
+        )
     if not images:
         raise ConfigError(
             key, f"[{folder}]", "the folder holds no image; expected .jpg, .png, ... in or below it"

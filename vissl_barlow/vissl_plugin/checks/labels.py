@@ -8,6 +8,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vissl_barlow.datasets.file_lists import load_list
+from vissl_barlow.images import UnreadableFolder, list_images
 from vissl_barlow.messages import listed
 from vissl_barlow.vissl_plugin.checks.common import data_path
 from vissl_barlow.vissl_plugin.checks.images import check_listed_images
@@ -83,7 +84,11 @@ def _check_class_folders(key: str, folder: str) -> list[str]:
             f"[{folder}]",
             f"{expected}, found {', '.join(parts)}; name one of these instead of the folder above",
         )
-    empty = [name for name in classes if not _holds_an_image(os.path.join(folder, name))]
+    try:
+        empty = [name for name in classes if not list_images(os.path.join(folder, name))]
+    except UnreadableFolder as error:
+        remedy = f"{error}; its images would be missing: make it readable, or remove it"
+        raise ConfigError(key, f"[{folder}]", remedy) from None
     if empty:
         raise ConfigError(
             key,
@@ -91,14 +96,6 @@ def _check_class_folders(key: str, folder: str) -> list[str]:
             f"{expected}, found {len(empty)} without any ({listed(empty)}); remove or fill them",
         )
     return classes
-
-
-def _holds_an_image(folder: str) -> bool:
-    return any(
-        name.lower().endswith(IMG_EXTENSIONS)
-        for _, _, names in os.walk(folder, followlinks=True)
-        for name in names
-    )
 
 
 def _check_same_classes(cfg, train: list[str], test: list[str]) -> None:

@@ -17,6 +17,7 @@ from vissl.data.dataset_catalog import VisslDatasetCatalog
 
 from vissl_barlow.digits import digits
 from vissl_barlow.images import UnreadableImage, list_images, read_image
+from vissl_barlow.vissl_plugin.components.reproducible import view_seed
 from vissl_barlow.vissl_plugin.components.views import ImageWithRng, with_rng
 from vissl_barlow.vissl_plugin.settings import Settings
 
@@ -32,14 +33,6 @@ def register_source(name: str) -> Callable[[type], type]:
     return register
 
 
-def view_seed(seed: int, epoch: int, index: int) -> int:
-    """What an image's views are drawn from in an epoch: all three numbers, from 0, side by side.
-
-    No two of (seed, epoch below 2^32, index below 2^48) share one.
-    """
-    return (seed << 80) + (epoch << 48) + index
-
-
 class BarlowSource(Dataset):
     """What the sources share, and what the checks ask of one before training starts.
 
@@ -52,6 +45,8 @@ class BarlowSource(Dataset):
 
     # Whether its path is a folder, whose images (`list_images`) the checks then count and try.
     reads_folder = False
+    # The keys of a split that it reads, of those that mean nothing to some sources.
+    keys = frozenset({"DATA_PATHS"})
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
         """VISSL's arguments to every source."""
@@ -128,7 +123,9 @@ class BarlowImageFolder(BarlowSource):
 
 @register_source("barlow_digits")
 class BarlowDigits(BarlowSource):
-    """VISSL data source over scikit-learn's digits; the path is ignored."""
+    """VISSL data source over scikit-learn's digits."""
+
+    keys = frozenset()
 
     def __init__(self, cfg, data_source: str, path: str, split: str, dataset_name: str) -> None:
         super().__init__(cfg, data_source, path, split, dataset_name)

@@ -3,26 +3,38 @@
 
 An interrupted run and an uninterrupted one must see the same images in the same order under the
 same augmentations. Order and augmentation are therefore functions of the seed, the epoch and the
-image (see `data.py` for the augmentation), not of what was drawn before: no random state needs
+image (see `reproducible.py` for the augmentation), not of what was drawn before: no random state needs
 saving, and neither the number of loader workers nor the place of the interruption matters.
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from classy_vision.tasks import register_task
 from classy_vision.tasks.classification_task import AmpType
 from torch import nn
 from torch.utils.data.distributed import DistributedSampler
-from vissl.data import build_dataloader
+from vissl.data import build_dataloader, get_sampler
 from vissl.trainer.train_task import SelfSupervisionTask
 from vissl.utils.misc import set_dataloader_seeds
 
+from vissl_barlow.vissl_plugin.components.every_image import (
+    MeterOfOwnImages,
+    ordered_sampler,
+    own_sampler,
+)
+from vissl_barlow.vissl_plugin.components.reproducible import ReproducibleDataset
 from vissl_barlow.vissl_plugin.components.views import normalization
-from vissl_barlow.vissl_plugin.components.weights import initialise_from
+from vissl_barlow.vissl_plugin.components.weights import initialise_from, refuse_untrained_heads
 from vissl_barlow.vissl_plugin.hooks import barlow_hooks
+from vissl_barlow.vissl_plugin.run.experiment import (
+    WEIGHTS,
+    experiment_of,
+    images_identity,
+    weights_identity,
+)
 from vissl_barlow.vissl_plugin.run.signals import (
     end_loader_workers_at_exit,
     leave_signals_to_the_run,
@@ -51,19 +63,98 @@ class BarlowTaskBase(SelfSupervisionTask):
     """What pretraining and evaluations share: the doors that VISSL's task has."""
 
     resumes_within_epochs = False
+    extracts = False  # whether features are extracted, and nothing is trained
+
+    def __init__(self, config) -> None:
+        super().__init__(config)
+        # Here, because VISSL adds to the config while it builds the model and the loss.
+        self.experiment = experiment_of(config)
+
+    def get_classy_state(self, deep_copy: bool = False) -> dict:
+        state = super().get_classy_state(deep_copy=deep_copy)
+        state["experiment"] = {**self.experiment, WEIGHTS: self._weights, **self._images}
+        return state
+
+    def _set_classy_state(self, state) -> None:
+        # A resumed run read no weights: its first start did.
+        if WEIGHTS in state.get("experiment", {}):
+            self._weights = state["experiment"][WEIGHTS]
+        super()._set_classy_state(state)
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return weights_identity(self.config.MODEL.WEIGHTS_INIT.PARAMS_FILE)
+
+    @functools.cached_property
+    def _images(self) -> dict:
+        found: dict = {}
+        for split, dataset in self.datasets.items():
+            found |= images_identity(split.upper(), dataset)
+        return found
 
     def set_hooks(self, hooks: list):
         return super().set_hooks(barlow_hooks(hooks, self.config, self.resumes_within_epochs))
 
+    def prepare_extraction(self, pin_memory: bool = False):
+        self.extracts = True
+        if not self.config.MODEL.WEIGHTS_INIT.PARAMS_FILE:
+            refuse_untrained_heads(self.config, extracts=True)
+        return super().prepare_extraction(pin_memory=pin_memory)
+
+    def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
+        return {
+            split.lower(): build_dataloader(
+                dataset=self.datasets[split.lower()],
+                dataset_config=self._loader_config(split),
+                num_dataloader_workers=self.config.DATA.NUM_DATALOADER_WORKERS,
+                pin_memory=pin_memory,
+                multi_processing_method=self.config.MULTI_PROCESSING_METHOD,
+                device=self.device,
+                sampler_seed=self.config["SEED_VALUE"],
+                split=split.lower(),
+                get_sampler=self._sampler_of(split),
+                worker_init_fn=self.init_loader_worker,
+            )
+            for split in self.available_splits
+        }
+
+    init_loader_worker = staticmethod(set_dataloader_seeds)
+
+    def _loader_config(self, split: str) -> dict:
+        section = self.config["DATA"][split]
+        # DROP_LAST is for training: a test, and features, are of all images.
+        trains = split == "TRAIN" and not self.extracts
+        return section if trains else type(section)({**section, "DROP_LAST": False})
+
+    def _sampler_of(self, split: str) -> Callable:
+        if self.extracts:
+            return own_sampler
+        return self._train_sampler if split == "TRAIN" else ordered_sampler
+
+    _train_sampler = staticmethod(get_sampler)
+
+    def _build_meters(self) -> list:
+        return [MeterOfOwnImages(meter, self) for meter in super()._build_meters()]
+
     def _restore_model_weights(self, model: nn.Module) -> nn.Module:
-        settings = self.config.MODEL
-        initialise_from(model, settings.WEIGHTS_INIT.PARAMS_FILE, settings.FEATURE_EVAL_SETTINGS)
+        _ = self._weights  # before the file can change
+        initialise_from(model, self.config, self.extracts)
         return model
 
 
 @register_task("barlow_evaluation_task")
 class BarlowEvaluationTask(BarlowTaskBase):
     """VISSL's task for evaluations, with the plugin's hooks and weights in any format it reads."""
+
+
+def _init_loader_worker(worker_id: int) -> None:
+    leave_signals_to_the_run()
+    set_dataloader_seeds(worker_id)
+
+
+def _train_sampler(dataset, dataset_config, sampler_seed: int = 0) -> ResumableSampler:
+    batch_size, drop_last = dataset_config["BATCHSIZE_PER_REPLICA"], dataset_config["DROP_LAST"]
+    return ResumableSampler(dataset, batch_size, sampler_seed, shuffle=True, drop_last=drop_last)
 
 
 @register_task("barlow_task")
@@ -73,6 +164,8 @@ class BarlowTask(BarlowTaskBase):
     and the heads)."""
 
     resumes_within_epochs = True
+    init_loader_worker = staticmethod(_init_loader_worker)
+    _train_sampler = staticmethod(_train_sampler)
 
     def set_amp_args(self) -> None:
         self.amp_dtype = None
@@ -92,23 +185,24 @@ class BarlowTask(BarlowTaskBase):
         """Mean and standard deviation that the two-view transform leaves to the step."""
         return normalization(self.config.DATA.TRAIN.TRANSFORMS)
 
-    def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
-        end_loader_workers_at_exit()
-        return {
-            split.lower(): build_dataloader(
-                dataset=self.datasets[split.lower()],
-                dataset_config=self.config["DATA"][split],
-                num_dataloader_workers=self.config.DATA.NUM_DATALOADER_WORKERS,
-                pin_memory=pin_memory,
-                multi_processing_method=self.config.MULTI_PROCESSING_METHOD,
-                device=self.device,
-                sampler_seed=self.config["SEED_VALUE"],
-                split=split.lower(),
-                get_sampler=_train_sampler if split == "TRAIN" else _test_sampler,
-                worker_init_fn=_init_loader_worker,
-            )
+    def build_datasets(self, current_train_phase_idx: int = 0) -> tuple[dict, dict]:
+        keys = {}
+        for split in self.available_splits:
+            section = self.config.DATA[split]
+            keys = {"input": section.INPUT_KEY_NAMES, "target": section.TARGET_KEY_NAMES}
+        datasets = {
+            split.lower(): ReproducibleDataset(self.config, split)
             for split in self.available_splits
         }
+        return datasets, keys
+
+    def set_epoch(self, phase_type: str, epoch: int, start_iter: int, train_phase_idx: int) -> None:
+        super().set_epoch(phase_type, epoch, start_iter, train_phase_idx)
+        self.datasets[phase_type].set_epoch(epoch)
+
+    def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
+        end_loader_workers_at_exit()
+        return super().build_dataloaders(pin_memory, current_train_phase_idx)
 
     def prepare(self, pin_memory: bool = False):
         prepared = super().prepare(pin_memory=pin_memory)
@@ -126,18 +220,3 @@ class BarlowTask(BarlowTaskBase):
             # classy-vision saves it for apex only, and a resumed run would begin at scale 65536.
             state["amp"] = self.amp_grad_scaler.state_dict()
         return state
-
-
-def _init_loader_worker(worker_id: int) -> None:
-    leave_signals_to_the_run()
-    set_dataloader_seeds(worker_id)
-
-
-def _train_sampler(dataset, dataset_config, sampler_seed: int = 0) -> ResumableSampler:
-    batch_size, drop_last = dataset_config["BATCHSIZE_PER_REPLICA"], dataset_config["DROP_LAST"]
-    return ResumableSampler(dataset, batch_size, sampler_seed, shuffle=True, drop_last=drop_last)
-
-
-def _test_sampler(dataset, dataset_config, sampler_seed: int = 0) -> ResumableSampler:
-    batch_size = dataset_config["BATCHSIZE_PER_REPLICA"]
-    return ResumableSampler(dataset, batch_size, sampler_seed, shuffle=False, drop_last=False)

@@ -8,7 +8,10 @@ from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
 from vissl.utils.checkpoint import is_checkpoint_phase
 
 from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
-from vissl_barlow.vissl_plugin.run.checkpoint_folder import remove_old_checkpoints
+from vissl_barlow.vissl_plugin.run.checkpoint_folder import (
+    remove_old_checkpoints,
+    unmark_extended_checkpoints,
+)
 
 
 class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
@@ -31,6 +34,8 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
             super()._checkpoint_model(task, mode_frequency, mode_num, mode)
             if is_primary():
                 settings = task.config.BARLOW
+                if settings.EXTEND:
+                    unmark_extended_checkpoints(task.checkpoint_folder, task.iteration)
                 remove_old_checkpoints(
                     task.checkpoint_folder,
                     settings.KEEP_CHECKPOINTS,

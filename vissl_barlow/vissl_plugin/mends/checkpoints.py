@@ -3,11 +3,11 @@
 What VISSL's checkpoint hook does with them is in `hooks/checkpoints.py`: for hooks it has a door.
 """
 
+import heapq
 import io
 import logging
 import os
 from itertools import islice
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,10 +20,13 @@ from vissl_barlow.atomic_files import temporary_path
 from vissl_barlow.checkpoint import save_atomically
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import (
+    Inspection,
+    checkpoint_to_extend,
+    final_checkpoints,
     has_numbered_checkpoints,
-    inspect,
     whole_checkpoints,
 )
+from vissl_barlow.vissl_plugin.run.experiment import EPOCHS
 from vissl_barlow.vissl_plugin.wrap import in_barlow_run, of_barlow_config, wrap
 
 
@@ -63,7 +66,8 @@ def resume_from_newest_whole_checkpoint() -> None:
     A fault of VISSL 0.1.6: a damaged newest checkpoint stops every resume, a damaged final one passes
     for a finished training, iteration checkpoints are overlooked unless they are still being
     written, and with OVERWRITE_EXISTING and nothing but a final checkpoint the path is
-    `<folder>/None`.
+    `<folder>/None`. A final checkpoint finishes a training of as many epochs; one of more goes on
+    from it.
     """
     for module in (vissl_checkpoint, distributed_launcher):
 
@@ -75,15 +79,25 @@ def resume_from_newest_whole_checkpoint() -> None:
         def is_training_finished(original, cfg, checkpoint_folder):
             if not original(cfg, checkpoint_folder):
                 return False
-            final = Path(checkpoint_folder).glob("*model_final*.torch")
-            return any(inspect(path) is not None for path in final)
+            finals = final_checkpoints(checkpoint_folder)
+            return bool(finals) and not (
+                cfg.CHECKPOINT.AUTO_RESUME and all(_has_fewer_epochs(f, cfg) for f in finals)
+            )
+
+
+def _has_fewer_epochs(final: Inspection, cfg) -> bool:
+    """Whether a training of `cfg` goes on from `final`, if `refuse_other_experiment` lets it."""
+    return final.experiment is not None and final.experiment[EPOCHS] < cfg.OPTIMIZER.num_epochs
 
 
 def _resume_path(settings, folder: str) -> str | None:
     if not settings.AUTO_RESUME:
         return None
     wanted = max(settings.LATEST_CHECKPOINT_RESUME_FILE_NUM, 1)
-    found = [str(path) for *_, path in islice(whole_checkpoints(folder), wanted)]
+    numbered = whole_checkpoints(folder)
+    final = None if settings.get("OVERWRITE_EXISTING") else checkpoint_to_extend(folder)
+    candidates = heapq.merge(numbered, [final] if final else [], reverse=True)
+    found = [str(path) for *_, path in islice(candidates, wanted)]
     if found:
         logging.info("Resume from file: %s", found[-1])
         return found[-1]

@@ -10,6 +10,7 @@ from vissl.trainer import SelfSupervisionTrainer
 from vissl.utils import distributed_launcher
 from vissl.utils.env import get_machine_local_and_dist_rank
 
+from vissl_barlow.vissl_plugin.run.experiment import refuse_other_experiment
 from vissl_barlow.vissl_plugin.run.lock import lock, unlock
 from vissl_barlow.vissl_plugin.run.processes import spawn as spawn_together
 from vissl_barlow.vissl_plugin.wrap import Overlay, of_barlow_config, of_barlow_owner, wrap
@@ -28,6 +29,8 @@ def lock_checkpoint_folder() -> None:
         folder = original(cfg)
         if get_machine_local_and_dist_rank()[1] == 0:
             lock(Path(folder))
+        # Again: between the checks and this moment (a queue, a lock) another run may have been here.
+        refuse_other_experiment(cfg)
         return folder
 
     @wrap(distributed_launcher, "_cleanup_local_dir", applies=of_barlow_config)

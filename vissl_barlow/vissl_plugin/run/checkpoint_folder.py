@@ -23,6 +23,8 @@ class Inspection(NamedTuple):
     # Of the trunk's and the heads' tensors, by their names; empty where the file has no such part.
     trunk: dict[str, tuple[int, ...]]
     heads: dict[str, tuple[int, ...]]
+    # Of which experiment it is (`run/experiment.py`); None where the file does not say.
+    experiment: dict[str, Any] | None = None
 
 
 def inspect(path: str | os.PathLike) -> Inspection | None:
@@ -55,7 +57,39 @@ def _inspect(path: Path, size: int, mtime_ns: int) -> Inspection | None:
         {name: tuple(tensor.shape) for name, tensor in model.get(part, {}).items()}
         for part in ("trunk", "heads")
     )
-    return Inspection(int(checkpoint.get("iteration", -1)), trunk, heads)
+    experiment = checkpoint.get("classy_state_dict", {}).get("experiment")
+    return Inspection(int(checkpoint.get("iteration", -1)), trunk, heads, experiment)
+
+
+def final_checkpoints(folder: str | os.PathLike) -> list[Inspection]:
+    """The whole checkpoints of finished trainings in `folder`, the one of most steps first."""
+    return [inspection for inspection, _ in _finals(folder)]
+
+
+def checkpoint_to_extend(folder: str | os.PathLike) -> tuple[int, bool, Path] | None:
+    """The final checkpoint of most steps, as `whole_checkpoints` has others.
+
+    None if there is none that says which experiment it is of.
+    """
+    known = [(i.iteration, True, path) for i, path in _finals(folder) if i.experiment is not None]
+    return known[0] if known else None
+
+
+def unmark_extended_checkpoints(folder: str | os.PathLike, iteration: int) -> None:
+    """Renames final checkpoints of fewer than `iteration` steps to those of their epochs.
+
+    To be called when a run with more epochs has its own checkpoint: it is not finished any more.
+    """
+    for inspection, path in _finals(folder):
+        renamed = path.with_name(path.name.replace("model_final_checkpoint_", "model_"))
+        if inspection.iteration < iteration and not renamed.exists():
+            path.rename(renamed)
+
+
+def _finals(folder: str | os.PathLike) -> list[tuple[Inspection, Path]]:
+    paths = sorted(Path(folder).glob("*model_final*.torch"))
+    found = [(inspection, path) for path in paths if (inspection := inspect(path)) is not None]
+    return sorted(found, key=lambda each: each[0].iteration, reverse=True)
 
 
 def has_numbered_checkpoints(folder: str | os.PathLike) -> bool:

@@ -1,0 +1,114 @@
+"""Lists of data sets, as VISSL reads them; and the keys that a data source would not read."""
+
+import os
+from typing import Any
+
+from vissl.data import DATASET_SOURCE_MAP
+
+from vissl_barlow.vissl_plugin.checks.common import Refusals
+from vissl_barlow.vissl_plugin.errors import ConfigError
+
+# The keys of a split that VISSL indexes.
+_LISTS = ("DATASET_NAMES", "DATA_SOURCES", "DATA_PATHS", "LABEL_SOURCES", "LABEL_PATHS")
+_PATHS = ("DATA_PATHS", "LABEL_PATHS")
+# What VISSL's own sources read; the plugin's say so themselves (`keys`).
+_QUEUE = {"DATA_PATHS", "ENABLE_QUEUE_DATASET"}
+_KEYS_OF_VISSL = {
+    "disk_folder": _QUEUE,
+    "disk_filelist": {*_QUEUE, "REMOVE_IMG_PATH_PREFIX", "NEW_IMG_PATH_PREFIX"},
+    "torchvision_dataset": {"DATA_PATHS"},
+    "synthetic": {"RANDOM_SYNTHETIC_IMAGES"},
+}
+_SOURCE_KEYS = (
+    "DATA_PATHS",
+    "ENABLE_QUEUE_DATASET",
+    "REMOVE_IMG_PATH_PREFIX",
+    "NEW_IMG_PATH_PREFIX",
+    "RANDOM_SYNTHETIC_IMAGES",
+)
+
+
+def complete_lists(cfg) -> None:
+    """Makes the lists of data sets in `cfg` lists, in place: a single entry is a list of one.
+
+    VISSL indexes what it is given: of the text `/images`, it takes `/`. A `~` becomes the home folder.
+    """
+    for split in ("TRAIN", "TEST"):
+        section = cfg.DATA[split]
+        for key in _LISTS:
+            value = section[key]
+            entries = [] if value is None else value if isinstance(value, list) else [value]
+            section[key] = [_expanded(entry) for entry in entries] if key in _PATHS else entries
+
+
+def _expanded(entry: Any) -> Any:
+    if isinstance(entry, list):  # several files of labels for one data set
+        return [_expanded(single) for single in entry]
+    return os.path.expanduser(entry) if isinstance(entry, str) else entry
+
+
+def check_data_keys(cfg, split: str) -> None:
+    """Raises ConfigError for lists that do not fit one another and for keys that nothing reads."""
+    refusals = Refusals()
+    section = cfg.DATA[split]
+    for key in _LISTS:
+        with refusals:
+            _check_entries(f"DATA.{split}.{key}", section[key])
+    refusals.raise_all()
+    for key, expected in (("DATASET_NAMES", "DATA_SOURCES"), ("DATA_PATHS", "DATA_SOURCES")):
+        with refusals:
+            _check_length(section, split, key, expected)
+    with refusals:
+        _check_labels(section, split)
+    for source in section.DATA_SOURCES:
+        read = getattr(DATASET_SOURCE_MAP.get(source), "keys", _KEYS_OF_VISSL.get(source))
+        for key in _SOURCE_KEYS:
+            if read is not None and section[key] and key not in read:
+                with refusals:
+                    raise ConfigError(
+                        f"DATA.{split}.{key}", section[key], _remedy(split, key, source)
+                    )
+    refusals.raise_all()
+
+
+def _check_entries(key: str, entries: list) -> None:
+    for entry in entries:
+        if not isinstance(entry, str | list):
+            remedy = f"{entry} is no text; quote what is meant: 'config.{key}=[\"{entry}\"]'"
+            raise ConfigError(key, entries, remedy)
+
+
+def _check_length(section, split: str, key: str, expected: str) -> None:
+    given, wanted = section[key], section[expected]
+    if len(given) != len(wanted) and (given or key == "DATASET_NAMES"):
+        raise ConfigError(
+            f"DATA.{split}.{key}",
+            given,
+            f"{len(given)} for the {len(wanted)} of config.DATA.{split}.{expected}={wanted}; "
+            "give one for each",
+        )
+
+
+def _check_labels(section, split: str) -> None:
+    paths, sources = section.LABEL_PATHS, section.LABEL_SOURCES
+    # The same as DATA_PATHS is VISSL 0.1.6's own way to say that there are none.
+    if not paths or paths == section.DATA_PATHS:
+        return
+    if "disk_filelist" not in sources:
+        raise ConfigError(
+            f"DATA.{split}.LABEL_PATHS",
+            paths,
+            f"would not be read, with config.DATA.{split}.LABEL_SOURCES={sources}; remove it, or set "
+            f"config.DATA.{split}.LABEL_SOURCES=[disk_filelist]",
+        )
+    _check_length(section, split, "LABEL_PATHS", "LABEL_SOURCES")
+
+
+def _remedy(split: str, key: str, source: str) -> str:
+    other = "barlow_folder" if key == "DATA_PATHS" else None
+    if other is None:
+        other = next(name for name, keys in _KEYS_OF_VISSL.items() if key in keys)
+    return (
+        f"would not be read by config.DATA.{split}.DATA_SOURCES=[{source}]; set "
+        f"config.DATA.{split}.DATA_SOURCES=[{other}], or remove it"
+    )

@@ -1,0 +1,205 @@
+"""A folder's run is one experiment: what that is, and the refusal of another one in its folder.
+
+Every checkpoint says which experiment it is of. The folder's `train_config.yaml` does not: VISSL writes
+it when a start has passed the checks, so a start that then fails leaves its own there. It is asked only
+about checkpoints from before they said it themselves.
+"""
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from vissl.config import AttrDict
+from vissl.utils import checkpoint as vissl_checkpoint
+
+from vissl_barlow.experiment import IRRELEVANT_KEYS
+from vissl_barlow.provenance import file_sha256
+from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.run.checkpoint_folder import Inspection, final_checkpoints, inspect
+
+EPOCHS = "OPTIMIZER.num_epochs"
+BATCH = "global batch (DATA.TRAIN.BATCHSIZE_PER_REPLICA times the number of processes)"
+WEIGHTS = "MODEL.WEIGHTS_INIT.PARAMS_FILE"
+PROCESSES = "processes"
+_SYNCHRONISED = "MODEL.SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN"
+# Differences named in a refusal; another data set or model would have dozens.
+SHOWN = 6
+# What VISSL derives from the number of processes or of images, adds to configs for its own use, or
+# reads in other tools than its trainer.
+_OF_VISSL = (
+    *("BARLOW.COMMAND", "MODEL._MODEL_INIT_SEED", "MODEL.FSDP_CONFIG.", "EXTRACT_FEATURES."),
+    *("CLUSTERFIT.", "SVM.", "IMG_RETRIEVAL.", "NEAREST_NEIGHBOR."),
+)
+_DERIVED_OF_LOSS = {"name", "num_train_samples", "world_size", "local_queue_length"}
+
+
+def experiment_of(cfg: Mapping) -> dict[str, Any]:
+    """What the resolved config `cfg` computes: dotted keys to plain values, and the global batch.
+
+    Without the weights it starts from and the images, which are known by their content.
+    """
+    settings = {key: value for key, value in _flat(cfg) if _counts(key, cfg["LOSS"]["name"])}
+    processes = cfg["DISTRIBUTED"]["NUM_NODES"] * cfg["DISTRIBUTED"]["NUM_PROC_PER_NODE"]
+    batch = cfg["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"] * processes
+    return {BATCH: batch, PROCESSES: processes, **settings}
+
+
+def weights_identity(path: str) -> str:
+    """What says which weights a run starts from: their SHA-256, "" for none, the URL of a download."""
+    if not path or not os.path.isfile(path):
+        return path or ""
+    status = os.stat(path)
+    return _sha256(os.path.realpath(path), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(path: str, size: int, mtime_ns: int) -> str:
+    return file_sha256(path)
+
+
+def images_identity(split: str, dataset) -> dict[str, Any]:
+    """How many images VISSL's `dataset` of a split has and, where they are labelled, classes."""
+    found: dict[str, Any] = {
+        f"images in DATA.{split}": sum(len(source) for source in dataset.data_objs)
+    }
+    if dataset.label_type == "standard" and dataset.label_sources:
+        if not dataset.labels_init:
+            dataset.load_labels()
+        labels = dataset.label_objs[0]
+        if getattr(labels, "ndim", 0) == 1:
+            found[f"classes in DATA.{split}"] = len(set(labels.tolist()))
+    return found
+
+
+def refuse_other_experiment(cfg, images: Callable[[], Mapping] | None = None) -> None:
+    """Raises ConfigError if the folder's run, finished or to be resumed, is of another experiment.
+
+    A start that goes on from nothing (a folder without a whole checkpoint, AUTO_RESUME=false) may be
+    of any. `BARLOW.EXTEND` allows more epochs.
+
+    Args:
+        cfg: resolved, with a `BARLOW` section.
+        images: gives `images_identity` of the splits in use; called only if there is a run to
+            compare with. None: the images are not compared.
+    """
+    folder = Path(cfg.CHECKPOINT.DIR)
+    finished = vissl_checkpoint.is_training_finished(cfg, checkpoint_folder=str(folder))
+    found = final_checkpoints(folder) if finished else _resumed(cfg, folder)
+    known = [saved for saved in (_saved_experiment(each, folder) for each in found) if saved]
+    if not known:
+        return
+    own = experiment_of(cfg)
+    own[WEIGHTS] = weights_identity(cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE)
+    own |= images() if images else {}
+    differences = [_differences(saved, own, bool(cfg.BARLOW.EXTEND)) for saved in known]
+    if [] in differences:
+        _warn_of_batch_norm(known[differences.index([])], own)
+        return
+    wanted = differences[0]
+    # Of fewer epochs, which more would go on from, it is finished all the same.
+    finished = not cfg.CHECKPOINT.OVERWRITE_EXISTING and bool(final_checkpoints(folder))
+    what = "a finished run" if finished else "an unfinished run"
+    raise ConfigError(
+        "CHECKPOINT.DIR",
+        folder,
+        f"holds {what} of another experiment: {_listed(wanted)}; set these as they are there, or name "
+        f"another folder{_more_epochs(wanted)}, or train anew over it with "
+        f"config.CHECKPOINT.AUTO_RESUME=false{_overwrite(finished)}",
+    )
+
+
+def _resumed(cfg, folder: Path) -> list[Inspection]:
+    """What the launcher would go on from (vissl/utils/distributed_launcher.py:111)."""
+    path: str | Path | None = folder / "checkpoint.torch"
+    if not (cfg.CHECKPOINT.USE_SYMLINK_CHECKPOINT_FOR_RESUME and Path(str(path)).exists()):
+        path = vissl_checkpoint.get_resume_checkpoint(cfg, checkpoint_folder=str(folder))
+    saved = None if path is None else inspect(path)
+    return [] if saved is None else [saved]
+
+
+def _saved_experiment(saved: Inspection, folder: Path) -> dict[str, Any] | None:
+    if saved.experiment is not None:
+        return saved.experiment
+    config = folder / "train_config.yaml"
+    if not config.exists():
+        return None
+    return experiment_of(AttrDict(yaml.safe_load(config.read_text())))
+
+
+def _differences(there: Mapping, now: Mapping, extend: bool) -> list[tuple[str, Any, Any]]:
+    """(key, value there, value now) of each that differs; "none" for a key that one side lacks."""
+    keys = [key for key in {**now, **there} if key != PROCESSES]
+    found = [
+        (key, there.get(key, "none"), now.get(key, "none"))
+        for key in keys
+        if there.get(key, "none") != now.get(key, "none")
+    ]
+    return [each for each in found if not _is_same(*each, extend, there, now)]
+
+
+def _is_same(key: str, theirs, own, extend: bool, there: Mapping, now: Mapping) -> bool:
+    if key == EPOCHS:
+        return extend and own > theirs
+    if key == WEIGHTS:
+        # Gone since: a resumed run has no need of the file. Older checkpoints do not name it.
+        gone = bool(own) and len(own) != 64 and "://" not in own
+        return gone or WEIGHTS not in there
+    # One side does not know its images: an older checkpoint, or a split that is not in use.
+    return " in DATA." in key and not (key in there and key in now)
+
+
+def _warn_of_batch_norm(there: Mapping, now: Mapping) -> None:
+    if there.get(PROCESSES) != now[PROCESSES] and not now.get(_SYNCHRONISED):
+        logging.warning(
+            "the run was started on %s processes and goes on on %s: the images of each step stay the "
+            "same, but batch normalization that trains has its statistics per process "
+            "(config.%s=false)",
+            there.get(PROCESSES),
+            now[PROCESSES],
+            _SYNCHRONISED,
+        )
+
+
+def _listed(differences: list[tuple[str, Any, Any]]) -> str:
+    shown = [f"{key} is {theirs} there and {own} now" for key, theirs, own in differences[:SHOWN]]
+    left = len(differences) - SHOWN
+    return ", ".join([*shown, *([f"and {left} keys more"] if left > 0 else [])])
+
+
+def _more_epochs(differences: list[tuple[str, Any, Any]]) -> str:
+    (key, theirs, own), *others = differences
+    extends = key == EPOCHS and not others and own > theirs
+    return ", or train on for more epochs with config.BARLOW.EXTEND=true" if extends else ""
+
+
+def _overwrite(finished: bool) -> str:
+    return " config.CHECKPOINT.OVERWRITE_EXISTING=true" if finished else ""
+
+
+def _counts(key: str, loss: str) -> bool:
+    if key.startswith(_OF_VISSL):
+        return False
+    if key.startswith("LOSS.") and key != "LOSS.name":
+        _, section, *_, last = key.split(".")
+        if section != loss or last in _DERIVED_OF_LOSS:
+            return False
+    # Another seed is the same experiment to a report, and another run to its folder.
+    return key == "SEED_VALUE" or not IRRELEVANT_KEYS.fullmatch(f"config.{key}")
+
+
+def _flat(section: Mapping | list, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    items = section.items() if isinstance(section, Mapping) else enumerate(section)
+    for name, value in items:
+        if isinstance(value, Mapping | list | tuple) and len(value):
+            yield from _flat(
+                value if isinstance(value, Mapping) else list(value), f"{prefix}{name}."
+            )
+        elif isinstance(value, Mapping | list | tuple):
+            yield f"{prefix}{name}", "empty"
+        else:
+            plain = value is None or isinstance(value, str | int | float | bool)
+            yield f"{prefix}{name}", value if plain else str(value)
