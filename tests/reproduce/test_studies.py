@@ -11,7 +11,7 @@ STUDIES = {
     "table5": (7, 7),
     "table6": (4, 4),
     "table7": (6, 6),
-    "figure2": (24, 12),
+    "figure2": (30, 12),
     "figure3": (5, 4),
     "figure4": (17, 10),
     "figure5": (7, 5),

@@ -3,8 +3,10 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from vissl_barlow.reproduce.batch import share_of
 from vissl_barlow.reproduce.execution import (
     RUNNER,
     USE_SLURM,
@@ -16,16 +18,20 @@ from vissl_barlow.reproduce.execution import (
 )
 from vissl_barlow.reproduce.overrides import fill, override
 from vissl_barlow.reproduce.results import is_finished
-from vissl_barlow.reproduce.settings import DETECTION, config_of
+from vissl_barlow.reproduce.runs import has_batch
+from vissl_barlow.reproduce.settings import BATCH, DETECTION, config_of
 from vissl_barlow.reproduce.studies import (
     DIGITS,
     IMAGENET,
+    LINEAR_EVALUATION,
     Experiment,
+    Study,
     linear_evaluation,
     load_study,
     pretraining,
     read_result,
     slug,
+    swept_keys,
 )
 from vissl_barlow.reproduce.transfer import Row, Step, Table, load_table
 
@@ -59,6 +65,8 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--imagenet", type=Path, help=imagenet)
     parser.add_argument("--seeds", type=int, default=1, help="runs per experiment, averaged")
     parser.add_argument("--only", default="", help="experiments whose name contains this")
+    grid = "a grid's other values too, where the best for each experiment is known"
+    parser.add_argument("--grid", action="store_true", help=grid)
     linear = "one of hydra's overrides for every linear evaluation (repeat it)"
     parser.add_argument("--linear", action="append", default=[], metavar="KEY=VALUE", help=linear)
     _add_modes(parser, "experiments")
@@ -139,8 +147,10 @@ def _command(step: Step, values: dict[str, str], options: argparse.Namespace) ->
     command = [sys.executable, "-m", step.module, *(fill(a, values) for a in step.arguments)]
     if step.module == DETECTION:
         command += [word for pair in options.overrides for word in pair.split("=", 1)]
-    elif config_of(step.arguments):
+    elif config := config_of(step.arguments):
         command += options.overrides
+        if has_batch(config):
+            command += share_of(None, config, options.overrides)
     if step.module == RUNNER:
         return [*command, *run_again(folder), *([USE_SLURM] if options.slurm else [])]
     if options.slurm and not step.creates:
@@ -152,16 +162,57 @@ def run_study(name: str, options: argparse.Namespace) -> int:
     """Runs what is missing of study `name`, as `run_table` does; returns the exit status.
 
     Raises:
-        ValueError: no such study or experiment.
+        ValueError: no such study or experiment, an override of what the study sweeps, or processes that
+            do not divide a global batch.
     """
-    experiments = load_study(name, options.data).experiments
-    chosen = [e for e in experiments if options.only.lower() in f"{e.series} {e.name}".lower()]
+    study = load_study(name, options.data)
+    chosen = [
+        e for e in study.experiments if options.only.lower() in f"{e.series} {e.name}".lower()
+    ]
     if not chosen:
-        names = ", ".join(e.name for e in experiments)
+        names = ", ".join(e.name for e in study.experiments)
         raise ValueError(f"--only {options.only} matches none of {names}")
-    seeds = range(0 if options.list else options.seeds)
-    succeeded = [_run_experiment(e, seed, options) for e in chosen for seed in seeds]
+    if options.list:
+        return 0
+    chosen = [e for e in chosen if options.grid or not e.optional]
+    _refuse_swept(name, study, chosen, options)
+    for experiment in chosen:  # before the first of them runs
+        pretraining(experiment, options.data, options.out, more=options.overrides)
+    share_of(None, LINEAR_EVALUATION, _of_evaluation(options))
+    succeeded = [_run_experiment(e, seed, options) for e in chosen for seed in range(options.seeds)]
     return int(not all(succeeded))
+
+
+def _refuse_swept(
+    name: str, study: Study, chosen: Sequence[Experiment], options: argparse.Namespace
+) -> None:
+    """Refuses overrides of what makes the experiments different: all would be the same one.
+
+    Raises:
+        ValueError: there are such.
+    """
+    swept = swept_keys(study, chosen)
+    given = {word.partition("=")[0].lstrip("+~"): word for word in options.overrides}
+    refused = [
+        word
+        for key, word in given.items()
+        if any(
+            key == own or own.startswith(f"{key}.") or key.startswith(f"{own}.") for own in swept
+        )
+    ]
+    if refused:
+        hardware = (
+            ", and set the hardware by config.DISTRIBUTED.NUM_NODES and NUM_PROC_PER_NODE: each "
+            "process gets its share of the study's global batch"
+        )
+        raise ValueError(
+            f"{', '.join(refused)}: {name} sets this for each of its experiments; leave it out"
+            + (
+                hardware
+                if any(word.lstrip("+").startswith(f"{BATCH}=") for word in refused)
+                else ""
+            )
+        )
 
 
 def _run_experiment(experiment: Experiment, seed: int, options: argparse.Namespace) -> bool:
@@ -171,8 +222,7 @@ def _run_experiment(experiment: Experiment, seed: int, options: argparse.Namespa
     folder = options.out.resolve() / options.data / "runs" / name / f"seed{seed}"
     if read_result(folder, options.data):
         return True
-    tried = experiment.tried and f"({experiment.tried})"
-    title = " ".join(filter(None, (experiment.series, experiment.name, tried)))
+    title = experiment.title
     for stage, overrides in _stages(experiment, folder, seed, options).items():
         command = ["-m", RUNNER, *overrides, *([USE_SLURM] if options.slurm else [])]
         if options.dry_run:
@@ -197,11 +247,23 @@ def _stages(
         val = [override("DATA.TEST.DATA_PATHS", [str(options.imagenet / "val")])]
     stages = {}
     if options.data == DIGITS or not is_finished(folder):
-        overrides = pretraining(experiment, options.data, folder, seed)
-        stages["pretraining"] = [*overrides, *train, *options.overrides, *run_again(folder)]
+        # Paths first: the user's own overrides have the last word.
+        overrides = pretraining(
+            experiment, options.data, folder, seed, [*train, *options.overrides]
+        )
+        stages["pretraining"] = [*overrides, *run_again(folder)]
     if options.data == IMAGENET:
-        # Both stages are jobs of one cluster.
-        slurm = [word for word in options.overrides if word.startswith("config.SLURM.")]
-        overrides = [*linear_evaluation(folder), *train, *val, *slurm, *options.linear]
+        overrides = [*linear_evaluation(folder), *train, *val, *_of_evaluation(options)]
         stages["linear evaluation"] = [*overrides, *run_again(folder / "linear")]
     return stages
+
+
+def _of_evaluation(options: argparse.Namespace) -> list[str]:
+    """A study's overrides that its linear evaluations get as well, and those that only they get.
+
+    Both stages are run on one cluster's or one machine's processes; a linear evaluation is small
+    enough for one node.
+    """
+    both = ("config.SLURM.", "config.DISTRIBUTED.NUM_PROC_PER_NODE=")
+    overrides = [word for word in options.overrides if word.startswith(both)] + options.linear
+    return [*overrides, *share_of(None, LINEAR_EVALUATION, overrides)]

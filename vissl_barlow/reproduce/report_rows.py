@@ -168,7 +168,7 @@ def config_name(run: Run) -> str:
 
 def config_and_settings(run: Run) -> str:
     """The config of a run, and what the run changed of what it computes."""
-    changed = run.settings - expected_settings(run.config)
+    changed = (run.settings - expected_settings(run.config)) | run.departures
     text = describe(setting.removeprefix("config.") for setting in changed)
     return f"{config_name(run)} with {text}" if changed else config_name(run)
 

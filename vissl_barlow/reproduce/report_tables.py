@@ -1,5 +1,6 @@
 """The paper's tables and figures, filled: which runs are which row."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP
 from vissl_barlow.reproduce.report_rows import (
     ReportRow,
     ReportTable,
+    config_and_settings,
     config_name,
     evaluated_weights,
     per_figure,
@@ -33,6 +35,8 @@ from vissl_barlow.reproduce.transfer import load_table, table_names
 from vissl_barlow.run_files import FIGURE_FILE, read_history
 
 TITLE_SUFFIX = {IMAGENET: "", DIGITS: " — digits, NOT ImageNet"}
+# The pretrainings that Tables 1 to 4 may evaluate beside the paper's numbers.
+PAPERS = ("resnet50_in1k_1000ep", "resnet50_in1k_1000ep_1gpu", BASE)
 # What Figure 1's table has of each run, from its last logged step.
 LAST_STEP = {
     "iteration": "steps",
@@ -108,10 +112,21 @@ def transfer_table(name: str, found: Runs, overrides: Sequence[str] = ()) -> Rep
             ours = ReportRow(
                 label, runs=tuple(runs), pretrainings=pretrainings, wanted=len(row.seeds)
             )
-            built_in = paper.get("built_in", {}).get(row.name)
-            rows += per_figure(ours, paper["rows"][row.name], built_in)
+            reference, built_in = paper["rows"][row.name], paper.get("built_in", {}).get(row.name)
+            figures = list(reference)
+            if _changed(row.config, overrides) or not all(map(_may_be_the_papers, pretrainings)):
+                reference, built_in = {}, None
+            rows += per_figure(ours, reference, built_in, [] if runs else figures)
     title = _with(table.title, table.rows[0].config, overrides)
-    return ReportTable(name, IMAGENET, title, tuple(rows))
+    return ReportTable(name, IMAGENET, title, _with_distinct_labels(rows))
+
+
+def _may_be_the_papers(pretraining: Run) -> bool:
+    """Whether a pretraining is one of the paper's: its config, and nothing else than that."""
+    papers = (f"{PRETRAIN_GROUP}/{name}" for name in PAPERS)
+    return pretraining.config in papers and (
+        pretraining.settings == expected_settings(pretraining.config) and not pretraining.departures
+    )
 
 
 def study_table(
@@ -128,6 +143,8 @@ def study_table(
             runs = [run for run in evaluations if found.pretraining_of(run) in runs]
         runs = [run for run in runs if run.result]
         tried.setdefault((experiment.series, experiment.name), []).append((experiment, runs))
+    base = BASE if data == IMAGENET else DIGITS_BASE
+    changed = _changed(f"{PRETRAIN_GROUP}/{base}", overrides) or _changed(LINEAR_EVALUATION, linear)
     rows: list[ReportRow] = []
     for (series, point), candidates in tried.items():
         experiment, runs = max(candidates, key=lambda candidate: _score(candidate[1]))
@@ -137,16 +154,15 @@ def study_table(
         row = ReportRow(label, runs=tuple(runs), series=series, point=point)
         if data == IMAGENET:
             row = replace(row, pretrainings=found.pretrainings_of(runs))
-            rows += per_figure(row, experiment.paper)
+            rows += per_figure(row, {} if changed else experiment.paper)
         else:
             untrained = [r.result["untrained trunk"] for r in runs if "untrained trunk" in r.result]
             reference = {"probe": fmean(untrained)} if untrained else {}
             rows += per_figure(row, reference, figures=("probe",))
-    base = BASE if data == IMAGENET else DIGITS_BASE
     title = _with(study.title + TITLE_SUFFIX[data], f"{PRETRAIN_GROUP}/{base}", overrides)
     title = _with(title, LINEAR_EVALUATION, linear, "evaluated with")
     compared = tuple(run for each in tried.values() for _, runs in each for run in runs)
-    return ReportTable(name, data, title, tuple(rows), study.x_label, compared)
+    return ReportTable(name, data, title, _with_distinct_labels(rows), study.x_label, compared)
 
 
 def _score(runs: Sequence[Run]) -> float:
@@ -157,8 +173,8 @@ def _score(runs: Sequence[Run]) -> float:
 def _pretrainings(
     experiment: Experiment, data: str, found: Runs, overrides: Sequence[str] = ()
 ) -> list[Run]:
-    config, *own = pretraining(experiment, data, Path())
-    return found.matching(config.removeprefix("config="), [*own, *overrides])
+    config, *all_overrides = pretraining(experiment, data, Path(), more=overrides)
+    return found.matching(config.removeprefix("config="), all_overrides)
 
 
 def _of_studies(found: Runs, data: str) -> Iterator[tuple[Experiment, Run]]:
@@ -171,8 +187,45 @@ def _of_studies(found: Runs, data: str) -> Iterator[tuple[Experiment, Run]]:
 
 def _with(title: str, config: str, overrides: Sequence[str], how: str = "with") -> str:
     """The title with the settings that make the numbers others than the paper's protocol's."""
-    changed = describe(expected_settings(config, overrides) - expected_settings(config))
+    changed = describe(_changed(config, overrides))
     return f"{title}, {how} {changed}" if changed else title
+
+
+def _changed(config: str, overrides: Sequence[str]) -> frozenset[str]:
+    """What `overrides` change of what `config` computes. What they change is not the paper's
+    experiment, and the paper's number does not stand beside it."""
+    return expected_settings(config, overrides) - expected_settings(config)
+
+
+def _with_distinct_labels(rows: Iterable[ReportRow]) -> tuple[ReportRow, ...]:
+    """`rows`, where several of one label and figure are told apart by their config and settings, seed
+    or folder: the shortest of these that does."""
+    rows = list(rows)
+    for distinguish in (_by_config, _by_seed, _by_folder):
+        counted = Counter((row.label, row.figure) for row in rows)
+        rows = [
+            distinguish(row) if counted[row.label, row.figure] > 1 and row.runs else row
+            for row in rows
+        ]
+    return tuple(rows)
+
+
+def _by_config(row: ReportRow) -> ReportRow:
+    label = config_and_settings(row.runs[0])
+    if row.pretrainings:
+        label += f" of {config_and_settings(row.pretrainings[0])}"
+    repeated = label.startswith(row.label)
+    return replace(row, label=label if repeated else f"{row.label}: {label}")
+
+
+def _by_seed(row: ReportRow) -> ReportRow:
+    pretrained = "".join(f" of seed {run.seed}" for run in row.pretrainings[:1])
+    seeds = ", ".join(str(run.seed) for run in row.runs)
+    return replace(row, label=f"{row.label}, seed {seeds}{pretrained}")
+
+
+def _by_folder(row: ReportRow) -> ReportRow:
+    return replace(row, label=f"{row.label}, {row.runs[0].folder}")
 
 
 def training_table(data: str, found: Runs) -> ReportTable:
@@ -220,4 +273,5 @@ def other_table(found: Runs, tables: Iterable[ReportTable]) -> ReportTable:
             pretrainings = found.pretrainings_of([run])
             row = ReportRow(config_name(run), runs=(run,), pretrainings=pretrainings)
             rows += per_figure(row, {})
-    return ReportTable("others", IMAGENET, "Other runs: not the paper's settings", tuple(rows))
+    title = "Other runs: not the paper's experiments"
+    return ReportTable("others", IMAGENET, title, _with_distinct_labels(rows))

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from vissl_barlow.provenance import PROVENANCE_FILE, file_sha256, read_provenance
+from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.results import PROBE, ResultFile, is_finished
-from vissl_barlow.reproduce.settings import BATCH, DETECTION, config_of, describe, settings_of
+from vissl_barlow.reproduce.settings import DETECTION, config_of, describe, settings_of
 from vissl_barlow.reproduce.studies import DIGITS_BASE
 from vissl_barlow.reproduce.transfer import rows_by_config
 
@@ -29,8 +32,8 @@ DIGITS_GROUPS = {
     f"config/{PRETRAIN_GROUP}={DIGITS_BASE}",
     "config/benchmark/vissl_barlow/overlays=digits",
 }
-# Overrides that decide the global batch, groups included.
-_OF_THE_BATCH = re.compile(rf"\+*({re.escape(BATCH)}|config\.DISTRIBUTED\.NUM|config/)")
+# Overrides that decide trunk and heads, groups included.
+_OF_THE_MODEL = re.compile(r"\+*(config\.MODEL\.(TRUNK|HEAD)\.|config/)")
 
 
 class Refused(Exception):
@@ -48,6 +51,8 @@ class Run:
             config.
         settings: what it computes otherwise than `config`, as `settings_of` writes it.
         result: figure to value in %; empty while there is none.
+        departures: what its resolved config and its data have otherwise than the command says, as text:
+            such a run is in no row of the paper's.
     """
 
     folder: Path
@@ -55,6 +60,7 @@ class Run:
     config: str
     settings: frozenset[str]
     result: dict[str, float]
+    departures: frozenset[str] = frozenset()
 
     @property
     def pretrains(self) -> bool:
@@ -159,9 +165,18 @@ class Runs:
         return bool(run.result) and ended
 
     def matching(self, config: str, overrides: Sequence[str] = ()) -> list[Run]:
-        """The runs of `config` with `overrides` and no other settings, by seed."""
+        """The runs of `config` with `overrides` and no other settings, by seed.
+
+        Those that depart from what was typed are among them only where `overrides` make another
+        experiment of it anyway: beside the paper's numbers stand the paper's experiments.
+        """
         settings = expected_settings(config, overrides)
-        found = [run for run in self.runs if run.config == config and run.settings == settings]
+        papers = config != DIGITS_CONFIG and settings == expected_settings(config)
+        found = [
+            run
+            for run in self.runs
+            if run.config == config and run.settings == settings and not (papers and run.departures)
+        ]
         return sorted(found, key=lambda run: run.seed)
 
 
@@ -243,13 +258,41 @@ def read_run(folder: Path) -> Run:
     if config.startswith(PRETRAIN_GROUP) and result and not (folder / CHECKPOINT).exists():
         raise Refused(f"no {CHECKPOINT}: the weights behind its numbers are gone")
     batch = None
-    if _has_batch(config) and resolved.exists():  # it does not where a run has only just started
+    if has_batch(config) and resolved.exists():  # it does not where a run has only just started
         batch = _batch_per_process(resolved.read_text()) * starts[-1]["processes"]
     settings = list(dict.fromkeys(settings_of(command, batch) for command in commands))
     if len(settings) > 1:
         reasons = "; then ".join(describe(each) or "none" for each in settings)
         raise Refused(f"its starts had different settings: {reasons}")
-    return Run(folder, starts, config, settings[0], result)
+    departures = _departures(config, commands[-1], resolved)
+    return Run(folder, starts, config, settings[0], result, departures)
+
+
+def _departures(config: str, command: Sequence[str], resolved: Path) -> frozenset[str]:
+    """Trunk and heads of a run that are not those of its config with its command's overrides."""
+    if not (has_batch(config) and resolved.exists()):
+        return frozenset()
+    model = yaml.safe_load(resolved.read_text()).get("MODEL", {})
+    overrides = [word for word in command if _OF_THE_MODEL.match(word)]
+    try:
+        composed: Any = OmegaConf.to_container(compose_config(config, tuple(overrides)).MODEL)
+    except HydraException:  # a config of the user's own, which is no row of the paper's
+        return frozenset()
+    trunk, resnet = model.get("TRUNK", {}), model.get("TRUNK", {}).get("RESNETS", {})
+    pairs = {
+        "TRUNK.NAME": (trunk.get("NAME"), composed["TRUNK"]["NAME"]),
+        "TRUNK.RESNETS.DEPTH": (resnet.get("DEPTH"), composed["TRUNK"]["RESNETS"]["DEPTH"]),
+        "TRUNK.RESNETS.WIDTH_MULTIPLIER": (
+            resnet.get("WIDTH_MULTIPLIER"),
+            composed["TRUNK"]["RESNETS"].get("WIDTH_MULTIPLIER", 1),
+        ),
+        "HEAD.PARAMS": (model.get("HEAD", {}).get("PARAMS"), composed["HEAD"]["PARAMS"]),
+    }
+    return frozenset(
+        f"config.MODEL.{key}={found}"
+        for key, (found, wanted) in pairs.items()
+        if found is not None and found != wanted
+    )
 
 
 def resolved_config(starts: Sequence[Mapping[str, Any]]) -> str:
@@ -278,7 +321,7 @@ def _read_result(folder: Path, config: str) -> dict[str, float]:
     return result
 
 
-def _has_batch(config: str) -> bool:
+def has_batch(config: str) -> bool:
     """Whether a run of `config` is a training by VISSL, which depends on the global batch."""
     return config.startswith(PRETRAIN_GROUP) or _result_file(config).kind == "accuracy"
 
@@ -289,13 +332,14 @@ def _batch_per_process(resolved: str) -> int:
 
 
 def expected_settings(config: str, overrides: Sequence[str] = ()) -> frozenset[str]:
-    """`Run.settings` of a run of `config` with `overrides`.
+    """`Run.settings` of a run of `config` with `overrides`, its global batch spread over the processes
+    that these ask for.
 
     Raises:
+        ValueError: the processes do not divide the global batch.
         hydra.errors.HydraException: `config` is none of this plugin's, or an override does not fit it.
     """
-    if not _has_batch(config):
+    if not has_batch(config):
         return settings_of(overrides)
-    composed = compose_config(config, tuple(filter(_OF_THE_BATCH.match, overrides)))
-    processes = composed.DISTRIBUTED.NUM_NODES * composed.DISTRIBUTED.NUM_PROC_PER_NODE
-    return settings_of(overrides, composed.DATA.TRAIN.BATCHSIZE_PER_REPLICA * processes)
+    batch = global_batch(config, [*overrides, *share_of(None, config, overrides)])
+    return settings_of(overrides, batch)

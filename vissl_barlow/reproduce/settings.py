@@ -13,6 +13,11 @@ _DETECTION_OPTIONS = (
 )
 
 
+def is_irrelevant(key: str) -> bool:
+    """Whether a key says where a run finds and leaves things and how it goes about it."""
+    return IRRELEVANT_KEYS.fullmatch(key.lstrip("+~")) is not None
+
+
 def config_of(arguments: Sequence[str]) -> str | None:
     """What a command line runs: hydra's `config=...`, or the name of Detectron2's `--config-file`."""
     for argument, following in zip(arguments, [*arguments[1:], ""]):
@@ -27,7 +32,7 @@ def settings_of(arguments: Sequence[str], batch: int | None = None) -> frozenset
     """What a command line changes of what its config computes, as KEY=VALUE, and the global batch."""
     settings = set() if batch is None else {f"global batch={batch}"}
     for word in _overrides(arguments):
-        if not IRRELEVANT_KEYS.fullmatch(word.lstrip("+~").partition("=")[0]):
+        if not is_irrelevant(word.partition("=")[0]):
             settings.add(word.lstrip("+").replace(" ", ""))
     return frozenset(settings)
 

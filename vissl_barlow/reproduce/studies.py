@@ -4,20 +4,32 @@ A study is a file of `configs/studies`: a title and the experiments, each a conf
 ImageNet an experiment is pretraining, then the linear evaluation of Table 1; on the digits it is the
 same overlay on `digits_quickstart`, with every width of the heads divided by 16, and its result is the
 probe at the end. The two never share a table.
+
+A study states the global batch. How many processes share it follows from the hardware: each gets its
+part (`batch.share_of`).
+
+    rows            name, config, overrides, `heads`; `digits`: more overrides there, or false
+    series, best_of axes: `values` (a list, or label to value), `baseline`: the one without an override,
+                    `overrides` with {} for the value; or `global_batch: true`: the value is the batch
+    best_of         the best of its values counts; `chosen`: a point's own value, of which alone it is
+                    run unless the whole grid is asked for
 """
 
 import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from vissl_barlow.paths import config_folder
+from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config, override
 from vissl_barlow.reproduce.results import ACCURACY, PROBE, reported
+from vissl_barlow.reproduce.settings import BATCH, is_irrelevant
 
 IMAGENET, DIGITS = "imagenet", "digits"
 BASE, DIGITS_BASE = "resnet50_in1k_300ep", "digits_quickstart"
@@ -39,6 +51,8 @@ class Experiment:
         overrides: hydra's, on top of the config.
         tried: value of the study's `best_of`, of which the best counts; "" without one.
         paper: what the paper reports on ImageNet, by figure, in %.
+        batch: the global batch, where it is not the config's.
+        optional: a value of the grid that is run only where the whole grid is asked for.
     """
 
     series: str
@@ -47,6 +61,13 @@ class Experiment:
     overrides: tuple[str, ...] = ()
     tried: str = ""
     paper: dict[str, float] = field(default_factory=dict)
+    batch: int | None = None
+    optional: bool = False
+
+    @property
+    def title(self) -> str:
+        """What to call it on the console."""
+        return " ".join(filter(None, (self.series, self.name, self.tried and f"({self.tried})")))
 
     @property
     def folder(self) -> str:
@@ -54,17 +75,20 @@ class Experiment:
         changes = [each.split("=") for each in self.overrides]
         # The last two parts of a key tell it from its neighbours.
         short = [".".join(key.split(".")[-2:]) + "-" + value for key, value in changes]
-        return slug("-".join([self.config, *short]))
+        batch = [] if self.batch is None else [f"global_batch-{self.batch}"]
+        return slug("-".join([self.config, *batch, *short]))
 
 
 @dataclass(frozen=True)
 class Study:
-    """A title, the experiments, a figure's label of its first axis, and what `tried` is a value of."""
+    """A title, the experiments, a figure's label of its first axis, what `tried` is a value of, and the
+    keys of the axes, `config.` in front."""
 
     title: str
     experiments: tuple[Experiment, ...]
     x_label: str
     best_of: str
+    axes: frozenset[str]
 
 
 def slug(text: str) -> str:
@@ -97,35 +121,73 @@ def load_study(name: str, data: str) -> Study:
     paper = reported(name)["rows"]
     best_of = content.get("best_of")
     experiments = tuple(
-        Experiment(series, point, config, (*changes, *more), tried, paper.get(point, {}))
-        for series, point, config, changes in _experiments(content, data)
-        for tried, more in (_points(best_of, data) if best_of else [("", [])])
+        replace(each, overrides=(*each.overrides, *more), tried=tried, optional=optional)
+        if best_of
+        else each
+        for each in _experiments(content, data, paper)
+        for tried, more, optional in _tried(best_of, each.name, data)
     )
-    x_label = content.get("x_label", "")
-    return Study(content["title"], experiments, x_label, best_of["name"] if best_of else "")
+    axes = [*content.get("series", ()), *([best_of] if best_of else [])]
+    keys = {key for axis in axes for key in _keys(axis)}
+    return Study(
+        content["title"],
+        experiments,
+        content.get("x_label", ""),
+        best_of["name"] if best_of else "",
+        frozenset(keys),
+    )
 
 
-def _experiments(study: dict[str, Any], data: str) -> Iterator[tuple[str, str, str, list[str]]]:
-    """Series, name, config and overrides of each of a study's rows, or of its series' points."""
+def _keys(axis: dict[str, Any]) -> list[str]:
+    """What an axis sets."""
+    if axis.get("global_batch"):
+        return [BATCH]
+    return [template.partition("=")[0] for template in axis["overrides"]]
+
+
+def _experiments(
+    study: dict[str, Any], data: str, paper: dict[str, dict[str, float]]
+) -> Iterator[Experiment]:
+    """A study's rows, or its series' points."""
     for series in study.get("series", ()):
-        for point, overrides in _points(series, data):
-            yield series["name"], point, study["config"], overrides
+        for point, overrides, batch in _points(series, data):
+            reference = paper.get(point, {})
+            yield Experiment(
+                series["name"], point, study["config"], overrides, paper=reference, batch=batch
+            )
     for row in study.get("rows", ()):
         on_digits = row.get("digits", [])  # more overrides, or False: not on the digits
         if data == IMAGENET or on_digits is not False:
             overrides = _head_overrides(row, data) + row.get("overrides", [])
             overrides += on_digits if data == DIGITS else []
-            yield "", row["name"], row["config"], overrides
+            reference = paper.get(row["name"], {})
+            yield Experiment("", row["name"], row["config"], tuple(overrides), paper=reference)
 
 
-def _points(axis: dict[str, Any], data: str) -> Iterator[tuple[str, list[str]]]:
-    """Label and overrides of each value of an axis; the baseline's value takes no override."""
+def _points(axis: dict[str, Any], data: str) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
+    """Label, overrides and global batch of each value of an axis; the baseline's value takes no
+    override."""
     if data == DIGITS:
         axis = axis | axis["digits"]
     values = axis["values"]
     for label, value in (values if isinstance(values, dict) else dict(zip(values, values))).items():
+        if axis.get("global_batch"):
+            yield str(label), (), value if label != axis["baseline"] else None
+            continue
         templates = axis["overrides"] if label != axis["baseline"] else []
-        yield str(label), [template.format(value) for template in templates]
+        yield str(label), tuple(template.format(value) for template in templates), None
+
+
+def _tried(
+    best_of: dict[str, Any] | None, point: str, data: str
+) -> Iterator[tuple[str, tuple[str, ...], bool]]:
+    """Each value of the grid: label, overrides, and whether it is not the one chosen for the point."""
+    if best_of is None:
+        yield "", (), False
+        return
+    chosen = {} if data == DIGITS else best_of.get("chosen", {})
+    for label, overrides, _ in _points(best_of, data):
+        yield label, overrides, str(chosen.get(int(point), label)) != label
 
 
 def _head_overrides(row: dict[str, Any], data: str) -> list[str]:
@@ -145,15 +207,65 @@ def _shrunk(width: int, shrink: int = DIGITS_SHRINK) -> int:
     return max(2, width // shrink)
 
 
-def pretraining(experiment: Experiment, data: str, folder: Path, seed: int = 0) -> list[str]:
-    """Hydra's overrides for the experiment's pretraining, with its checkpoints in `folder`."""
-    base = [f"config={PRETRAIN_GROUP}/{experiment.config}"]
+def pretraining(
+    experiment: Experiment, data: str, folder: Path, seed: int = 0, more: Sequence[str] = ()
+) -> list[str]:
+    """Hydra's overrides for the experiment's pretraining, with its checkpoints in `folder`.
+
+    Args:
+        more: the user's own; the processes that they ask for share the experiment's global batch.
+
+    Raises:
+        ValueError: the processes do not divide the global batch.
+    """
+    config = f"{PRETRAIN_GROUP}/{experiment.config}"
+    own, batch = [f"config={config}"], experiment.batch
+    if data == DIGITS:
+        own = _on_digits(experiment.config)
+        config = own[0].removeprefix("config=")
+        batch = batch or global_batch(f"{PRETRAIN_GROUP}/{DIGITS_BASE}")
+    try:
+        share = share_of(batch, config, [*own[1:], *experiment.overrides, *more])
+    except ValueError as error:
+        raise ValueError(f"{experiment.title}: {error}") from error
     return [
-        *(_on_digits(experiment.config) if data == DIGITS else base),
+        *own,
         *experiment.overrides,
+        *share,
         override("SEED_VALUE", seed),
         override("CHECKPOINT.DIR", str(folder)),
+        *more,
     ]
+
+
+def swept_keys(study: Study, chosen: Sequence[Experiment]) -> set[str]:
+    """The keys, `config.` in front, that make the `chosen` experiments what they are.
+
+    They are those of the study's axes, of the experiments' own overrides, and those in which their
+    configs differ from that of the study's first.
+    """
+    keys = {word.partition("=")[0].lstrip("+~") for each in chosen for word in each.overrides}
+    first = _leaves(study.experiments[0].config)
+    for config in {each.config for each in chosen}:
+        leaves = _leaves(config)
+        keys |= {key for key, value in leaves.items() if key in first and value != first[key]}
+    return {key for key in keys | study.axes if key == BATCH or not is_irrelevant(key)}
+
+
+def _leaves(config: str) -> dict[str, Any]:
+    """The values of a shipped config by key, `config.` in front; lists are values."""
+    leaves: dict[str, Any] = {}
+
+    def collect(values: dict[str, Any], prefix: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                collect(value, f"{prefix}.{name}")
+            else:
+                leaves[f"{prefix}.{name}"] = value
+
+    composed: Any = OmegaConf.to_container(compose_config(f"{PRETRAIN_GROUP}/{config}"))
+    collect(composed, "config")
+    return leaves
 
 
 def linear_evaluation(folder: Path) -> list[str]:
@@ -188,11 +300,9 @@ def _on_digits(config: str) -> list[str]:
     ]
     if config == BASE:
         return [f"config={PRETRAIN_GROUP}/{DIGITS_BASE}", *common]
-    batch = "DATA.TRAIN.BATCHSIZE_PER_REPLICA"
     overrides = [
         f"config={PRETRAIN_GROUP}/{config}",
         f"config/{PRETRAIN_GROUP}={DIGITS_BASE}",
-        override(batch, digits.DATA.TRAIN.BATCHSIZE_PER_REPLICA),
         *common,
     ]
     heads = overlay.MODEL.HEAD.PARAMS

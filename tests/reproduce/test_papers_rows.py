@@ -1,0 +1,72 @@
+"""What is not the paper's experiment is in no row of the paper's, and every row has its own label."""
+
+import pytest
+import yaml
+from pretend_runs import linear, pretraining
+from reports import measured, report, row, rows
+
+from vissl_barlow.reproduce.__main__ import main
+
+
+def resolve_as(folder, **model):
+    """Puts a model into a run's resolved config."""
+    path = folder / "train_config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "MODEL": model}))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"TRUNK": {"RESNETS": {"DEPTH": 18}}},
+        {"TRUNK": {"RESNETS": {"WIDTH_MULTIPLIER": 0.5}}},
+        {"HEAD": {"PARAMS": [["barlow_linear", {"in_dim": 2048, "num_classes": 8}]]}},
+    ],
+)
+def test_another_trunk_or_other_classes_are_not_the_papers_row(tmp_path, main_run, model):
+    """Whatever the command says: the resolved config decides."""
+    resolve_as(linear(tmp_path / "runs" / "a", main_run, 73.0), **model)
+    assert {key[0] for key in measured(report(tmp_path))} == {"others"}
+
+
+def test_the_papers_own_model_is(tmp_path, main_run):
+    head = [["barlow_linear", {"in_dim": 2048, "num_classes": 1000}]]
+    trunk = {"NAME": "barlow_resnet", "RESNETS": {"DEPTH": 50, "WIDTH_MULTIPLIER": 1}}
+    run = linear(tmp_path / "runs" / "a", main_run, 73.0)
+    resolve_as(run, TRUNK=trunk, HEAD={"PARAMS": head})
+    assert {key[0] for key in measured(report(tmp_path))} == {"table1"}
+
+
+def test_with_overrides_no_number_stands_beside_the_papers(tmp_path, main_run):
+    """One table's command, where its own overrides make the experiment another."""
+    head = "config.MODEL.HEAD.PARAMS=[[barlow_linear,{in_dim:512,num_classes:8}]]"
+    small = (head, "config.MODEL.TRUNK.RESNETS.DEPTH=18")
+    linear(tmp_path / "runs" / "a", main_run, 80.0, *small)
+    assert main(["table1", "--list", "--out", str(tmp_path / "runs"), *small]) == 0
+    found = row(tmp_path / "runs", "table1", "ImageNet linear")
+    assert (found["ours"], found["paper"], found["built_in"], found["difference"]) == (
+        *("80.0", "", "", ""),
+    )
+
+
+def test_of_another_pretraining_no_number_stands_beside_the_papers(tmp_path):
+    other = pretraining(
+        tmp_path / "runs" / "p", "resnet50_in1k_1000ep", "config.LOSS.barlow_loss.lambda_=0.1"
+    )
+    linear(tmp_path / "runs" / "a", other, 60.0)
+    found = row(report(tmp_path), "table1", "ImageNet linear")
+    assert (found["ours"], found["paper"], found["difference"]) == ("60.0", "", "")
+
+
+def test_every_row_has_a_label_of_its_own(tmp_path):
+    """Several seeds' evaluations in one table, and evaluations of no table."""
+    for seed in (0, 1):
+        run = pretraining(tmp_path / "runs" / f"p{seed}", "resnet50_in1k_1000ep", seed=seed)
+        linear(tmp_path / "runs" / f"e{seed}", run, 72.0 + seed)
+        for epochs in (1, 2):
+            folder = tmp_path / "runs" / f"short{seed}{epochs}"
+            linear(folder, run, 50.0, f"config.OPTIMIZER.num_epochs={epochs}", seed=seed)
+        linear(tmp_path / "runs" / f"again{seed}", run, 50.0, "config.OPTIMIZER.num_epochs=1")
+    out = report(tmp_path)
+    for name, count in (("table1", 2), ("others", 6)):
+        labels = [r["label"] for r in rows(out, name) if r["ours"] and r["figure"] == "top-1"]
+        assert len(set(labels)) == len(labels) == count
