@@ -238,6 +238,20 @@ def converts(place: Place, command: str) -> None:
         assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def converts_the_other(place: Place, command: str) -> None:
+    """Of a file of MoCo's, with the trunk that is not taken unless it is named."""
+    momentum = load_trunk(place.trunk)
+    query = {key: torch.zeros_like(value) for key, value in momentum.items()}
+    both = {"encoder_q": query, "encoder_k": momentum}
+    (place.folder / "IN").unlink()
+    state = {f"module.{name}.{key}": v for name, trunk in both.items() for key, v in trunk.items()}
+    torch.save({"state_dict": state}, place.folder / "IN")
+    place.run(place.words(command))
+    after = load_trunk(place.folder / "OUT")
+    assert after.keys() == momentum.keys()
+    assert all(torch.equal(after[key], momentum[key]) for key in momentum)
+
+
 def subset_lists(place: Place) -> None:
     """Table 2's lists of a tenth of the digits: the command itself insists on ImageNet's counts."""
     for row in ("imagenet1k_semi_1pct", "imagenet1k_semi_10pct"):

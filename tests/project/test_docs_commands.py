@@ -21,6 +21,7 @@ from documented import PAGES, documented, lay_out_data
 from documented_runs import (
     Place,
     converts,
+    converts_the_other,
     has_accuracy,
     on_nodes,
     places_lists,
@@ -279,6 +280,7 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
         leaves=tuple(f"checkpoints/imagenet1k_linear/{name}" for name in EVALUATION_FILES),
         then=lambda place: has_accuracy(place.folder / "checkpoints" / "imagenet1k_linear"),
     ),
+    "python -m vissl_barlow.checkpoint --to torchvision --trunk encoder_k IN OUT": converts_the_other,
     "python -m tools.nearest_neighbor_test config=benchmark/vissl_barlow/imagenet1k_knn ...": runs(
         *FOLDERS, replace=DOTS, leaves=("checkpoints/imagenet1k_knn/knn_res5avg.json",)
     ),

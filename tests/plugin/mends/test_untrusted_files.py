@@ -106,7 +106,10 @@ def test_weights_to_start_from_with_code_are_refused(tmp_path, ran):
     path = malicious(tmp_path / "weights.torch", ran)
     config = AttrDict(
         {
-            "MODEL": {"WEIGHTS_INIT": {"PARAMS_FILE": str(path)}, "FEATURE_EVAL_SETTINGS": {}},
+            "MODEL": {
+                "WEIGHTS_INIT": {"PARAMS_FILE": str(path)},
+                "FEATURE_EVAL_SETTINGS": {"EVAL_MODE_ON": False},
+            },
             "BARLOW": {"WEIGHTS_TRUNK": ""},
         }
     )
