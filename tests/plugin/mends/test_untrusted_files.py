@@ -110,6 +110,7 @@ def test_weights_to_start_from_with_code_are_refused(tmp_path, ran):
                 "WEIGHTS_INIT": {"PARAMS_FILE": str(path)},
                 "FEATURE_EVAL_SETTINGS": {"EVAL_MODE_ON": False},
             },
+            "TEST_ONLY": False,
             "BARLOW": {"WEIGHTS_TRUNK": ""},
         }
     )
