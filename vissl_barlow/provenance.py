@@ -5,9 +5,10 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,11 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def provenance(
-    seed: int, command: Sequence[str], weights: str | os.PathLike | None, processes: int
+    seed: int,
+    command: Sequence[str],
+    weights: str | os.PathLike | None,
+    processes: int,
+    data: Mapping[str, Mapping[str, Any]],
 ) -> dict:
     """What makes a run, as plain data for JSON; the arguments are `write_provenance`'s."""
     own = {"python": platform.python_version(), "vissl_barlow": __version__}
@@ -41,6 +46,7 @@ def provenance(
         "hours": None,
         "command": list(command),
         "weights": _weights(weights),
+        "data": data,
         "seed": seed,
         "versions": {**own, **library_versions()},
         "sources": library_sources(),
@@ -57,6 +63,7 @@ def write_provenance(
     *,
     weights: str | os.PathLike | None = None,
     processes: int = 1,
+    data: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Appends this start to the run's provenance: a list, one entry per start or resume.
 
@@ -66,11 +73,15 @@ def write_provenance(
         command: the command line the user typed; a spawned worker's own is another.
         weights: the checkpoint the run starts from, which is hashed; None or "" for a random start.
         processes: over all machines.
+        data: of each split, "train" or "test", how many `images` and `classes` (None without labels) it
+            has, the `paths` of its folders or lists, and its `source`. Entries of older versions have
+            no `data`; those of detection have it empty.
 
     Raises:
         OSError: the weights are there but cannot be read, or the folder cannot be written.
     """
-    _write(folder, [*read_provenance(folder), provenance(seed, command, weights, processes)])
+    start = provenance(seed, command, weights, processes, data or {})
+    _write(folder, [*read_provenance(folder), start])
 
 
 def note_hours(folder: Path) -> None:

@@ -23,12 +23,14 @@ def test_every_start_is_appended_with_what_made_it(tmp_path):
     write_provenance(tmp_path, 3, ["python", "-m", "x"], weights=weights, processes=4)
     weights.unlink()  # a resumed run does not need it any more
     write_provenance(tmp_path, 3, ["python", "-m", "x"], weights=weights)
-    write_provenance(tmp_path, 5, ["y"])
+    train = {"images": 9, "classes": None, "paths": ["/a"], "source": "barlow_folder"}
+    write_provenance(tmp_path, 5, ["y"], data={"train": train})
     first, second, third = read_provenance(tmp_path)
     digest = hashlib.sha256(b"weights").hexdigest()
     assert first["weights"] == {"path": str(weights), "sha256": digest}
     assert second["weights"] == {"path": str(weights), "sha256": None}
     assert third["weights"] is None
+    assert [start["data"] for start in (first, second, third)] == [{}, {}, {"train": train}]
     assert [start["seed"] for start in (first, second, third)] == [3, 3, 5]
     assert [start["processes"] for start in (first, second, third)] == [4, 1, 1]
     assert first["command"] == ["python", "-m", "x"] and first["hours"] is None

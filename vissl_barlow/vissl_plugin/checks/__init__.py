@@ -9,7 +9,7 @@ import sys
 from vissl.utils import hydra_config
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals
-from vissl_barlow.vissl_plugin.checks.data import check_data_keys, complete_lists
+from vissl_barlow.vissl_plugin.checks.data import check_data_keys
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
     check_weights,
@@ -30,8 +30,10 @@ from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_schedule,
 )
 from vissl_barlow.vissl_plugin.checks.schema import check_keys, check_settings
+from vissl_barlow.vissl_plugin.checks.syntax import unreadable_word
 from vissl_barlow.vissl_plugin.checks.task import check_task
 from vissl_barlow.vissl_plugin.checks.unknown_names import unknown_config, unknown_key
+from vissl_barlow.vissl_plugin.checks.value_types import check_types, complete_values
 from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, RankFailed
 from vissl_barlow.vissl_plugin.settings import complete
 
@@ -43,7 +45,7 @@ def install() -> None:
     def check_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
         if "BARLOW" in cfg:
             complete(cfg.BARLOW)
-            complete_lists(cfg)
+            complete_values(cfg)
             check(cfg, *engine_name)
         else:
             check_fit(cfg)
@@ -74,7 +76,7 @@ def check(cfg, engine_name: str = "train") -> None:
     `cfg.BARLOW` is complete.
     """
     refusals = Refusals()
-    for check_one in (check_settings, check_keys, check_checkpoint_folder):
+    for check_one in (check_types, check_settings, check_keys, check_checkpoint_folder):
         with refusals:
             check_one(cfg)
     refusals.raise_all()  # the rest reads what these have checked
@@ -113,4 +115,5 @@ def _lines(error: BaseException) -> list[str]:
     name = type(error).__name__  # hydra need not be imported to get here
     line = unknown_config(error) if name == "MissingConfigException" else None
     line = unknown_key(error) if name == "ConfigCompositionException" else line
+    line = line or unreadable_word(error)
     return [line] if line else []

@@ -1,6 +1,12 @@
 """What several checks need."""
 
+import functools
+from pathlib import Path
+from typing import Any
+
 import torch
+import vissl.config
+from omegaconf import OmegaConf
 from vissl.data.dataset_catalog import VisslDatasetCatalog
 from vissl.models import build_model
 
@@ -28,6 +34,15 @@ class Refusals:
             raise ConfigErrors(self.errors)
         if self.errors:
             raise self.errors[0]
+
+
+@functools.cache
+def vissl_defaults() -> dict[Any, Any]:
+    """The section `config` of VISSL's own defaults, as hydra reads it."""
+    path = Path(vissl.config.__file__).with_name("defaults.yaml")
+    defaults = OmegaConf.to_container(OmegaConf.load(path).config)
+    assert isinstance(defaults, dict)
+    return defaults
 
 
 def world_size(cfg) -> int:

@@ -1,16 +1,10 @@
 """Lists of data sets, as VISSL reads them; and the keys that a data source would not read."""
 
-import os
-from typing import Any
-
 from vissl.data import DATASET_SOURCE_MAP
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
-# The keys of a split that VISSL indexes.
-_LISTS = ("DATASET_NAMES", "DATA_SOURCES", "DATA_PATHS", "LABEL_SOURCES", "LABEL_PATHS")
-_PATHS = ("DATA_PATHS", "LABEL_PATHS")
 # What VISSL's own sources read; the plugin's say so themselves (`keys`).
 _QUEUE = {"DATA_PATHS", "ENABLE_QUEUE_DATASET"}
 _KEYS_OF_VISSL = {
@@ -28,33 +22,10 @@ _SOURCE_KEYS = (
 )
 
 
-def complete_lists(cfg) -> None:
-    """Makes the lists of data sets in `cfg` lists, in place: a single entry is a list of one.
-
-    VISSL indexes what it is given: of the text `/images`, it takes `/`. A `~` becomes the home folder.
-    """
-    for split in ("TRAIN", "TEST"):
-        section = cfg.DATA[split]
-        for key in _LISTS:
-            value = section[key]
-            entries = [] if value is None else value if isinstance(value, list) else [value]
-            section[key] = [_expanded(entry) for entry in entries] if key in _PATHS else entries
-
-
-def _expanded(entry: Any) -> Any:
-    if isinstance(entry, list):  # several files of labels for one data set
-        return [_expanded(single) for single in entry]
-    return os.path.expanduser(entry) if isinstance(entry, str) else entry
-
-
 def check_data_keys(cfg, split: str) -> None:
     """Raises ConfigError for lists that do not fit one another and for keys that nothing reads."""
     refusals = Refusals()
     section = cfg.DATA[split]
-    for key in _LISTS:
-        with refusals:
-            _check_entries(f"DATA.{split}.{key}", section[key])
-    refusals.raise_all()
     for key, expected in (("DATASET_NAMES", "DATA_SOURCES"), ("DATA_PATHS", "DATA_SOURCES")):
         with refusals:
             _check_length(section, split, key, expected)
@@ -69,13 +40,6 @@ def check_data_keys(cfg, split: str) -> None:
                         f"DATA.{split}.{key}", section[key], _remedy(split, key, source)
                     )
     refusals.raise_all()
-
-
-def _check_entries(key: str, entries: list) -> None:
-    for entry in entries:
-        if not isinstance(entry, str | list):
-            remedy = f"{entry} is no text; quote what is meant: 'config.{key}=[\"{entry}\"]'"
-            raise ConfigError(key, entries, remedy)
 
 
 def _check_length(section, split: str, key: str, expected: str) -> None:

@@ -51,6 +51,10 @@ def check_nodes(cfg) -> None:
 
 
 def check_checkpoint_folder(cfg) -> None:
+    if not cfg.CHECKPOINT.DIR:
+        raise ConfigError(
+            "CHECKPOINT.DIR", '""', "name the run's folder; config.CHECKPOINT.DIR=. is this one"
+        )
     folder = Path(cfg.CHECKPOINT.DIR)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,14 +9,16 @@ saving, and neither the number of loader workers nor the place of the interrupti
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from classy_vision.generic.distributed_util import is_primary
 from classy_vision.tasks import register_task
 from classy_vision.tasks.classification_task import AmpType
 from torch import nn
 from torch.utils.data.distributed import DistributedSampler
-from vissl.data import build_dataloader, get_sampler
+from vissl.data import build_dataloader, build_dataset, get_sampler
 from vissl.trainer.train_task import SelfSupervisionTask
 from vissl.utils.misc import set_dataloader_seeds
 
@@ -28,13 +30,15 @@ from vissl_barlow.vissl_plugin.components.every_image import (
 from vissl_barlow.vissl_plugin.components.reproducible import ReproducibleDataset
 from vissl_barlow.vissl_plugin.components.views import normalization
 from vissl_barlow.vissl_plugin.components.weights import initialise_from, refuse_untrained_heads
-from vissl_barlow.vissl_plugin.hooks import barlow_hooks
+from vissl_barlow.vissl_plugin.hooks import barlow_hooks, probes
+from vissl_barlow.vissl_plugin.hooks.record import record_start
 from vissl_barlow.vissl_plugin.run.experiment import (
     WEIGHTS,
     experiment_of,
     images_identity,
     weights_identity,
 )
+from vissl_barlow.vissl_plugin.run.images import images_of, line_of
 from vissl_barlow.vissl_plugin.run.signals import (
     end_loader_workers_at_exit,
     leave_signals_to_the_run,
@@ -72,7 +76,7 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def get_classy_state(self, deep_copy: bool = False) -> dict:
         state = super().get_classy_state(deep_copy=deep_copy)
-        state["experiment"] = {**self.experiment, WEIGHTS: self._weights, **self._images}
+        state["experiment"] = {**self.experiment, WEIGHTS: self._weights, **self._images_identity}
         return state
 
     def _set_classy_state(self, state) -> None:
@@ -86,11 +90,29 @@ class BarlowTaskBase(SelfSupervisionTask):
         return weights_identity(self.config.MODEL.WEIGHTS_INIT.PARAMS_FILE)
 
     @functools.cached_property
-    def _images(self) -> dict:
+    def _images_identity(self) -> dict:
         found: dict = {}
         for split, dataset in self.datasets.items():
             found |= images_identity(split.upper(), dataset)
         return found
+
+    @functools.cached_property
+    def images(self) -> dict[str, dict]:
+        """`images_of` each split that this run reads, by "train" and "test"."""
+        datasets = dict(self.datasets)
+        if probes(self.config):
+            datasets.setdefault("test", build_dataset(self.config, "TEST"))
+        return {split: images_of(dataset) for split, dataset in datasets.items()}
+
+    def _say_images(self) -> None:
+        if is_primary():
+            for split, images in self.images.items():
+                logging.info(line_of(split, images))
+
+    def prepare(self, pin_memory: bool = False):
+        prepared = super().prepare(pin_memory=pin_memory)
+        self._say_images()
+        return prepared
 
     def set_hooks(self, hooks: list):
         return super().set_hooks(barlow_hooks(hooks, self.config, self.resumes_within_epochs))
@@ -99,7 +121,11 @@ class BarlowTaskBase(SelfSupervisionTask):
         self.extracts = True
         if not self.config.MODEL.WEIGHTS_INIT.PARAMS_FILE:
             refuse_untrained_heads(self.config, extracts=True)
-        return super().prepare_extraction(pin_memory=pin_memory)
+        prepared = super().prepare_extraction(pin_memory=pin_memory)
+        self._say_images()
+        if is_primary():
+            record_start(self)  # no hook is run
+        return prepared
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
         return {

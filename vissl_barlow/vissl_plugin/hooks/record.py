@@ -15,7 +15,7 @@ class RunRecord(BarlowHook):
 
     def on_start(self, task) -> None:
         if is_primary():
-            record_start(task.config)
+            record_start(task)
 
     def on_phase_end(self, task) -> None:
         if is_primary():
@@ -26,12 +26,14 @@ class RunRecord(BarlowHook):
             note_hours(Path(task.checkpoint_folder))
 
 
-def record_start(cfg) -> None:
-    """Notes a start of the run that `cfg`, a resolved config, describes."""
+def record_start(task) -> None:
+    """Notes a start of the run that `task`, one of the plugin's, is made for."""
+    cfg = task.config
     write_provenance(
         Path(get_checkpoint_folder(cfg)),
         cfg.SEED_VALUE,
         cfg.BARLOW.COMMAND,
         weights=cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE,
         processes=dist.get_world_size(),
+        data=task.images,
     )

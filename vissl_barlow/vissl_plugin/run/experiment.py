@@ -20,6 +20,7 @@ from vissl_barlow.experiment import IRRELEVANT_KEYS
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import Inspection, final_checkpoints, inspect
+from vissl_barlow.vissl_plugin.run.images import classes_of
 
 EPOCHS = "OPTIMIZER.num_epochs"
 BATCH = "global batch (DATA.TRAIN.BATCHSIZE_PER_REPLICA times the number of processes)"
@@ -66,12 +67,9 @@ def images_identity(split: str, dataset) -> dict[str, Any]:
     found: dict[str, Any] = {
         f"images in DATA.{split}": sum(len(source) for source in dataset.data_objs)
     }
-    if dataset.label_type == "standard" and dataset.label_sources:
-        if not dataset.labels_init:
-            dataset.load_labels()
-        labels = dataset.label_objs[0]
-        if getattr(labels, "ndim", 0) == 1:
-            found[f"classes in DATA.{split}"] = len(set(labels.tolist()))
+    classes = classes_of(dataset)
+    if classes is not None:
+        found[f"classes in DATA.{split}"] = classes
     return found
 
 
