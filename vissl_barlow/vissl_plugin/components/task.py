@@ -22,6 +22,7 @@ from vissl.data import build_dataloader, build_dataset, get_sampler
 from vissl.trainer.train_task import SelfSupervisionTask
 from vissl.utils.misc import set_dataloader_seeds
 
+from vissl_barlow.vissl_plugin.components.batch_norm import synchronise_on_cpu
 from vissl_barlow.vissl_plugin.components.every_image import (
     MeterOfOwnImages,
     ordered_sampler,
@@ -161,6 +162,9 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def _build_meters(self) -> list:
         return [MeterOfOwnImages(meter, self) for meter in super()._build_meters()]
+
+    def _build_model(self) -> nn.Module:
+        return synchronise_on_cpu(super()._build_model(), self.config)
 
     def _restore_model_weights(self, model: nn.Module) -> nn.Module:
         _ = self._weights  # before the file can change

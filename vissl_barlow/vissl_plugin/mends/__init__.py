@@ -5,6 +5,7 @@ precision and low-shot average. All others leave runs without a `BARLOW` section
 """
 
 from vissl_barlow.vissl_plugin.mends import (
+    batch_norm,
     checkpoints,
     data,
     extraction,
@@ -21,6 +22,7 @@ MENDS = (
     checkpoints.resume_from_newest_whole_checkpoint,
     checkpoints.broadcast_checkpoints_as_one_buffer,
     tensorboard.write_tensorboard_where_told,
+    batch_norm.know_our_batch_norm,
     data.accept_data_paths_without_label_paths,
     data.load_labels_without_code,
     svm_tools.compute_svm_average_precision,
