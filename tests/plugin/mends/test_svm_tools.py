@@ -8,6 +8,7 @@ from digits_on_disk import OVERLAY
 from vissl_runs import run_module, succeeded
 
 import vissl_barlow
+from vissl_barlow.provenance import read_provenance, write_provenance
 
 vissl_barlow.register()
 
@@ -118,6 +119,8 @@ def test_a_failed_child_fails_the_svm_tool(digits_on_disk, tmp_path):
     # What an earlier run left must not pass for this one's result.
     (tmp_path / "res5avg").mkdir()
     np.save(tmp_path / "res5avg" / "test_ap.npy", np.ones((3, 1)))
+    (tmp_path / "res5avg" / "test_ap.json").write_text('{"mAP": 1.0}')
+    write_provenance(tmp_path, 0, ["earlier"])
     done = run_module(
         tmp_path,
         "tools.train_svm",
@@ -127,6 +130,9 @@ def test_a_failed_child_fails_the_svm_tool(digits_on_disk, tmp_path):
     assert done.returncode == 1
     assert "the evaluation failed in a child process" in done.stderr
     assert "no_such_loss" in done.stdout + done.stderr
+    assert not (tmp_path / "res5avg" / "test_ap.json").exists()
+    (start,) = read_provenance(tmp_path)
+    assert "config.SVM.loss=no_such_loss" in start["command"]
 
 
 def test_a_few_classes_of_a_handful_of_images_of_several_labels(digits_on_disk, tmp_path):
