@@ -17,7 +17,12 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from vissl_barlow.provenance import PROVENANCE_FILE, file_sha256, read_provenance
+from vissl_barlow.provenance import (
+    PROVENANCE_FILE,
+    counted_starts,
+    file_sha256,
+    read_provenance,
+)
 from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.results import PROBE, ResultFile, is_finished
@@ -46,7 +51,7 @@ class Run:
 
     Attributes:
         folder: its own.
-        starts: its provenance, one entry per start or resume.
+        starts: its provenance, one entry per start or resume that left something.
         config: "pretrain/vissl_barlow/NAME", "benchmark/vissl_barlow/NAME", or the name of a Detectron2
             config.
         settings: what it computes otherwise than `config`, as `settings_of` writes it.
@@ -241,7 +246,7 @@ def read_run(folder: Path) -> Run:
         Refused: its numbers lack the files that vouch for them, or are none.
     """
     try:
-        starts = tuple(read_provenance(folder))
+        starts = tuple(counted_starts(read_provenance(folder)))
     except ValueError as error:
         raise Refused(f"{PROVENANCE_FILE} cannot be read: {error}") from error
     if not starts:
@@ -259,7 +264,7 @@ def read_run(folder: Path) -> Run:
         raise Refused(f"no {CHECKPOINT}: the weights behind its numbers are gone")
     batch = None
     if has_batch(config) and resolved.exists():  # it does not where a run has only just started
-        batch = _batch_per_process(resolved.read_text()) * starts[-1]["processes"]
+        batch = _global_batch(resolved.read_text(), starts[-1]["processes"])
     settings = list(dict.fromkeys(settings_of(command, batch) for command in commands))
     if len(settings) > 1:
         reasons = "; then ".join(describe(each) or "none" for each in settings)
@@ -327,8 +332,12 @@ def has_batch(config: str) -> bool:
 
 
 @functools.cache
-def _batch_per_process(resolved: str) -> int:
-    return yaml.safe_load(resolved)["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"]
+def _global_batch(resolved: str, processes: int) -> int:
+    """Of a resolved config; `processes`: where the config itself does not say how many."""
+    config = yaml.safe_load(resolved)
+    if distributed := config.get("DISTRIBUTED"):
+        processes = distributed["NUM_NODES"] * distributed["NUM_PROC_PER_NODE"]
+    return config["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"] * processes
 
 
 def expected_settings(config: str, overrides: Sequence[str] = ()) -> frozenset[str]:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from classy_vision.generic.distributed_util import is_primary
@@ -20,8 +21,10 @@ from torch import nn
 from torch.utils.data.distributed import DistributedSampler
 from vissl.data import build_dataloader, build_dataset, get_sampler
 from vissl.trainer.train_task import SelfSupervisionTask
+from vissl.utils.checkpoint import get_checkpoint_folder
 from vissl.utils.misc import set_dataloader_seeds
 
+from vissl_barlow.provenance import note_left
 from vissl_barlow.vissl_plugin.components.batch_norm import synchronise_on_cpu
 from vissl_barlow.vissl_plugin.components.every_image import (
     MeterOfOwnImages,
@@ -125,7 +128,9 @@ class BarlowTaskBase(SelfSupervisionTask):
         prepared = super().prepare_extraction(pin_memory=pin_memory)
         self._say_images()
         if is_primary():
-            record_start(self)  # no hook is run
+            record_start(self, anew=True)  # no hook is run
+            # What earlier starts left is replaced, from here on.
+            note_left(Path(get_checkpoint_folder(self.config)))
         return prepared
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:

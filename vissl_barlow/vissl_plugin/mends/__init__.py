@@ -7,6 +7,7 @@ precision and low-shot average. All others leave runs without a `BARLOW` section
 from vissl_barlow.vissl_plugin.mends import (
     batch_norm,
     checkpoints,
+    config,
     data,
     extraction,
     knn_tool,
@@ -21,6 +22,7 @@ MENDS = (
     checkpoints.link_newest_checkpoint_atomically,
     checkpoints.resume_from_newest_whole_checkpoint,
     checkpoints.broadcast_checkpoints_as_one_buffer,
+    config.keep_config_until_replaced,
     tensorboard.write_tensorboard_where_told,
     batch_norm.know_our_batch_norm,
     data.accept_data_paths_without_label_paths,

@@ -25,13 +25,23 @@ def extract_features_anywhere() -> None:
 
     @wrap(SelfSupervisionTrainer, "extract", applies=of_barlow_owner)
     def extract(original, trainer, output_folder):
+        folder = Path(get_checkpoint_folder(trainer.cfg))
+        if is_primary():
+            _remove_stale_results(folder)
         _remove_stale_features(output_folder)
         if trainer.task.device.type == "cuda":
             original(trainer, output_folder)
         else:
             _extract_on_cpu(trainer, output_folder)
         if is_primary():
-            note_hours(Path(get_checkpoint_folder(trainer.cfg)))
+            note_hours(folder)
+
+
+def _remove_stale_results(folder: Path) -> None:
+    """What the tools made of the features that were there: `knn_tool.py`, `svm_tools.py`."""
+    for pattern in ("knn_*.json", "*/test_ap.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _remove_stale_features(folder: str) -> None:
