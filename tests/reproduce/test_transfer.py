@@ -126,8 +126,8 @@ def test_a_table_runs_resumes_and_is_not_run_twice(
     result = measured(tmp_path, "table1", "ImageNet linear")
     assert 50 < result["top-1"] < result["top-5"] <= 100
     table = (tmp_path / "report" / "table1.md").read_text()
-    assert f"| ImageNet linear | top-1 | 73.2 | 71.8 | {result['top-1']:.1f} |" in table
-    assert "num_epochs=2" in table  # not the paper's protocol, and says so
+    # Not the paper's protocol: it says so, and the paper's number is not beside it.
+    assert "num_epochs=2" in table and "73.2" not in table
 
     # Finished: nothing is run, whatever is asked for.
     log = (folder / "reproduce.log").read_text()
@@ -251,8 +251,8 @@ def test_table_4_repeats_voc_and_reports_mean_and_spread(capsys, tmp_path):
     assert main(["table4", "--list", "SOLVER.MAX_ITER=9"]) == 0
     report = (tmp_path / "report" / "table4.md").read_text()
     assert "with SOLVER.MAX_ITER=9" in report
-    assert "| VOC07+12 detection | box AP | 56.8 | 56.5 ± 0.7 (2 of 5 runs) | -0.3 |" in report
-    assert "| COCO detection and segmentation | mask AP | 34.3 |  |" in report
+    assert "box AP | 56.5 ± 0.7 (2 of 5 runs) |" in report.replace("|  |", "|")
+    assert "56.8" not in report  # the paper's, of 24,000 iterations
     # Nine iterations are not the paper's 24,000: without saying so there is nothing to show.
     assert main(["table4", "--list"]) == 0
     assert measured(tmp_path, "table4", "VOC07+12 detection")["box AP"] is None
