@@ -52,7 +52,7 @@ def note_saved(task) -> None:
 
 
 def record_start(task, anew: bool) -> None:
-    """Notes a start of the run that `task`, one of the plugin's, is made for; `anew`: it is no resume."""
+    """Notes a start of the run of `task`, one of the plugin's; `anew`: it is no resume."""
     cfg = task.config
     write_provenance(
         Path(get_checkpoint_folder(cfg)),
