@@ -92,7 +92,7 @@ CHANGES = {
         "MODEL.BASE_MODEL_NAME": "barlow_simsiam_model",
         HEADS: [
             ["barlow_normalised_projector", {"in_dim": 2048, "dims": [2048, 2048, 2048]}],
-            ["barlow_predictor", {"in_dim": 2048, "dims": [512, 2048]}],
+            ["barlow_predictor", {"in_dim": 2048, "dims": [512, 2048], "output_bias": True}],
         ],
         "LOSS.name": "barlow_simsiam_loss",
         "LOSS.barlow_simsiam_loss.reference_world_size": 1,
