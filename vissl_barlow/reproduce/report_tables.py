@@ -95,7 +95,7 @@ def transfer_table(name: str, found: Runs, overrides: Sequence[str] = ()) -> Rep
     ]
     # What a study evaluates is in its own table, and not in Table 1 again.
     in_studies = {run for _, run in _of_studies(found, IMAGENET)} if name == "table1" else set()
-    for row in (*table.rows, *table.also):
+    for row in (*table.rows, *table.also, *table.variants):
         # None is what weights from elsewhere, or none, come from.
         evaluated: set[Run | None] = {*found.runs, None} - in_studies
         if row.pretraining:
@@ -104,6 +104,8 @@ def transfer_table(name: str, found: Runs, overrides: Sequence[str] = ()) -> Rep
         for run in found.matching(row.config, overrides):
             if found.is_reportable(run) and found.pretraining_of(run) in evaluated:
                 by_checkpoint.setdefault(run.weights_sha256, []).append(run)
+        if row in table.variants and not by_checkpoint:
+            continue  # none of the paper's cells
         for runs in by_checkpoint.values() or ([],):
             pretrainings = found.pretrainings_of(runs[:1])
             label = row.label
@@ -112,7 +114,10 @@ def transfer_table(name: str, found: Runs, overrides: Sequence[str] = ()) -> Rep
             ours = ReportRow(
                 label, runs=tuple(runs), pretrainings=pretrainings, wanted=len(row.seeds)
             )
-            reference, built_in = paper["rows"][row.name], paper.get("built_in", {}).get(row.name)
+            reference, built_in = (
+                paper["rows"].get(row.name, {}),
+                paper.get("built_in", {}).get(row.name),
+            )
             figures = list(reference)
             if _changed(row.config, overrides) or not all(map(_may_be_the_papers, pretrainings)):
                 reference, built_in = {}, None
