@@ -177,6 +177,11 @@ def run_study(name: str, options: argparse.Namespace) -> int:
     if options.list:
         return 0
     chosen = [e for e in chosen if options.grid or not e.optional]
+    series = dict.fromkeys(e.series for e in chosen)
+    chosen = [e for e in chosen if not e.by_name or e.series.lower() in options.only.lower()]
+    if not chosen:
+        names = ", ".join(f'"{name}"' for name in series)
+        raise ValueError(f"--only {options.only}: give the whole name of the series, of {names}")
     _refuse_swept(name, study, chosen, options)
     for experiment in chosen:  # before the first of them runs
         pretraining(experiment, options.data, options.out, more=options.overrides)

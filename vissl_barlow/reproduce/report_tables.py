@@ -150,8 +150,17 @@ def study_table(
         tried.setdefault((experiment.series, experiment.name), []).append((experiment, runs))
     base = BASE if data == IMAGENET else DIGITS_BASE
     changed = _changed(f"{PRETRAIN_GROUP}/{base}", overrides) or _changed(LINEAR_EVALUATION, linear)
+    # Of a series that is run by its name the paper reports nothing, and the baseline is another's too.
+    shown = {
+        experiment.series
+        for candidates in tried.values()
+        for experiment, runs in candidates
+        if not experiment.by_name or (runs and experiment.overrides)
+    }
     rows: list[ReportRow] = []
     for (series, point), candidates in tried.items():
+        if series not in shown:
+            continue
         experiment, runs = max(candidates, key=lambda candidate: _score(candidate[1]))
         label = f"{series} {point}".strip()
         if experiment.tried and runs:
