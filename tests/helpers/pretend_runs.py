@@ -77,13 +77,21 @@ def pretraining(
 
 
 def experiment(
-    root: Path, study: str, name: str, data: str, *, tried: str | None = None, seed=0, **options
+    root: Path,
+    study: str,
+    name: str,
+    data: str,
+    *,
+    series: str | None = None,
+    tried: str | None = None,
+    seed=0,
+    **options,
 ) -> Path:
     """The pretraining of one experiment of a study, where and by the command that the study runs it."""
     chosen = next(
         e
         for e in load_study(study, data).experiments
-        if e.name == name and tried in (None, e.tried)
+        if e.name == name and series in (None, e.series) and tried in (None, e.tried)
     )
     folder = root / data / "runs" / chosen.folder / f"seed{seed}"
     config, *overrides = pretraining_overrides(chosen, data, folder, seed)

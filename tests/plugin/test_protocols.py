@@ -31,14 +31,18 @@ def transforms(config, split: str) -> list[tuple]:
 
 TRAIN_VIEWS = [("RandomResizedCrop", 224), ("RandomHorizontalFlip", None)]
 TEST_VIEW = [("Resize", 256), ("CenterCrop", 224)]
+IMAGENET_HEAD = ["barlow_linear", {"in_dim": 2048, "num_classes": 1000}]
+LISTS = {"1pct": "google-imagenet1k-per01", "10pct": "google-imagenet1k-per10"}
 
 
 @pytest.mark.parametrize(
     ("name", "weight_decay", "head"),
     [
-        ("imagenet1k_linear", 1e-6, ["barlow_linear", {"in_dim": 2048, "num_classes": 1000}]),
-        ("imagenet1k_semi_1pct", 0.0, ["barlow_linear", {"in_dim": 2048, "num_classes": 1000}]),
-        ("imagenet1k_semi_10pct", 0.0, ["barlow_linear", {"in_dim": 2048, "num_classes": 1000}]),
+        ("imagenet1k_linear", 1e-6, IMAGENET_HEAD),
+        ("imagenet1k_semi_1pct", 0.0, IMAGENET_HEAD),
+        ("imagenet1k_semi_10pct", 0.0, IMAGENET_HEAD),
+        ("imagenet1k_semi_1pct_released", 0.0, IMAGENET_HEAD),
+        ("imagenet1k_semi_10pct_released", 0.0, IMAGENET_HEAD),
         ("places205_linear", 5e-4, ["eval_mlp", {"in_channels": 2048, "dims": [2048, 205]}]),
         ("inat18_linear", 5e-4, ["eval_mlp", {"in_channels": 2048, "dims": [2048, 8142]}]),
     ],
@@ -72,9 +76,30 @@ def test_fine_tuning_has_two_rates_and_steps_after_epochs_12_and_16(name):
     assert learning_rates(config) == pytest.approx([0.002 * step for step in steps], rel=1e-6)
     assert learning_rates(config, "lr_head") == pytest.approx([0.5 * s for s in steps], rel=1e-6)
     assert not config.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON  # everything is trained
-    lists = {"1pct": "google-imagenet1k-per01", "10pct": "google-imagenet1k-per10"}
-    assert config.DATA.TRAIN.DATASET_NAMES == [lists[name.rpartition("_")[2]]]
+    assert config.DATA.TRAIN.DATASET_NAMES == [LISTS[name.rpartition("_")[2]]]
     assert config.DATA.TEST.DATASET_NAMES == ["imagenet1k_folder"]
+
+
+@pytest.mark.parametrize("share", LISTS)
+def test_released_fine_tuning_has_two_cosines(share):
+    """Their command, 0.005 and 0.5, under evaluate.py's CosineAnnealingLR, stepped once an epoch."""
+    from classy_vision.optim import build_optimizer_schedulers
+
+    name = f"{GROUP}/imagenet1k_semi_{share}_released"
+    config, paper = compose(name), compose(f"{GROUP}/imagenet1k_semi_{share}")
+    assert config.OPTIMIZER.num_epochs == 20
+    cosine = [0.5 * (1 + math.cos(math.pi * epoch / 20)) for epoch in range(20)]
+    assert learning_rates(config) == pytest.approx([0.005 * c for c in cosine], rel=1e-12)
+    assert learning_rates(config, "lr_head") == pytest.approx([0.5 * c for c in cosine], rel=1e-12)
+    for scheduler in build_optimizer_schedulers(config.OPTIMIZER).values():
+        assert scheduler.update_interval.value == "epoch"
+    half = compose(name, "config.DISTRIBUTED.NUM_PROC_PER_NODE=4")
+    assert learning_rates(half)[0] == pytest.approx(0.0025)
+    # Nothing else differs from the paper's.
+    assert config.DATA.TRAIN.DATASET_NAMES == [LISTS[share]]
+    for each in (config, paper):
+        del each.OPTIMIZER.param_schedulers, each.CHECKPOINT.DIR
+    assert config == paper
 
 
 @pytest.mark.parametrize(("name", "epochs"), [("places205_linear", 14), ("inat18_linear", 84)])

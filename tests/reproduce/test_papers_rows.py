@@ -57,6 +57,15 @@ def test_of_another_pretraining_no_number_stands_beside_the_papers(tmp_path):
     assert (found["ours"], found["paper"], found["difference"]) == ("60.0", "", "")
 
 
+def test_a_variant_stands_in_its_table_beside_no_number_of_the_papers(tmp_path, main_run):
+    name = "benchmark/vissl_barlow/imagenet1k_semi_1pct_released"
+    assert "released" not in "".join(r["label"] for r in rows(report(tmp_path), "table2"))
+    linear(tmp_path / "runs" / "a", main_run, 54.0, config=name)
+    found = row(report(tmp_path), "table2", "1% of the labels, released rates")
+    assert (found["ours"], found["paper"], found["difference"]) == ("54.0", "", "")
+    assert row(report(tmp_path), "table2", "1% of the labels")["ours"] == ""
+
+
 def test_every_row_has_a_label_of_its_own(tmp_path):
     """Several seeds' evaluations in one table, and evaluations of no table."""
     for seed in (0, 1):

@@ -68,6 +68,20 @@ def test_table_2_makes_the_lists_first(capsys, tmp_path):
     assert "/s/10percent.txt" in ten
 
 
+def test_a_variant_is_run_by_its_whole_name_alone(capsys, tmp_path):
+    arguments = ("table2", "--checkpoint", "c", "--imagenet", "/in1k", "--simclr-lists", "/s")
+    name = "imagenet1k_semi_1pct_released"
+    assert not any("released" in word for line in commands(capsys, *arguments) for word in line)
+    lists, fine_tune = commands(capsys, *arguments, "--only", name)
+    assert lists[-1] == f"{tmp_path}/report/{name}/lists"
+    assert f"config=benchmark/vissl_barlow/{name}" in fine_tune
+    assert f"config.CHECKPOINT.DIR={tmp_path}/report/{name}" in fine_tune
+    part = commands(capsys, *arguments, "--only", "semi_1pct")
+    assert [line[-1] for line in part if "imagenet_subsets" in line[2]] == [
+        f"{tmp_path}/report/imagenet1k_semi_1pct/lists"
+    ]
+
+
 def test_rows_and_figures_are_the_papers():
     assert {"table1", "table2", "table3"} <= set(table_names())
     figures = {}

@@ -95,7 +95,7 @@ def transfer_table(name: str, found: Runs, overrides: Sequence[str] = ()) -> Rep
     ]
     # What a study evaluates is in its own table, and not in Table 1 again.
     in_studies = {run for _, run in _of_studies(found, IMAGENET)} if name == "table1" else set()
-    for row in (*table.rows, *table.also):
+    for row in (*table.rows, *table.also, *table.variants):
         # None is what weights from elsewhere, or none, come from.
         evaluated: set[Run | None] = {*found.runs, None} - in_studies
         if row.pretraining:
@@ -104,6 +104,8 @@ def transfer_table(name: str, found: Runs, overrides: Sequence[str] = ()) -> Rep
         for run in found.matching(row.config, overrides):
             if found.is_reportable(run) and found.pretraining_of(run) in evaluated:
                 by_checkpoint.setdefault(run.weights_sha256, []).append(run)
+        if row in table.variants and not by_checkpoint:
+            continue  # none of the paper's cells
         for runs in by_checkpoint.values() or ([],):
             pretrainings = found.pretrainings_of(runs[:1])
             label = row.label
@@ -112,7 +114,10 @@ def transfer_table(name: str, found: Runs, overrides: Sequence[str] = ()) -> Rep
             ours = ReportRow(
                 label, runs=tuple(runs), pretrainings=pretrainings, wanted=len(row.seeds)
             )
-            reference, built_in = paper["rows"][row.name], paper.get("built_in", {}).get(row.name)
+            reference, built_in = (
+                paper["rows"].get(row.name, {}),
+                paper.get("built_in", {}).get(row.name),
+            )
             figures = list(reference)
             if _changed(row.config, overrides) or not all(map(_may_be_the_papers, pretrainings)):
                 reference, built_in = {}, None
@@ -145,8 +150,17 @@ def study_table(
         tried.setdefault((experiment.series, experiment.name), []).append((experiment, runs))
     base = BASE if data == IMAGENET else DIGITS_BASE
     changed = _changed(f"{PRETRAIN_GROUP}/{base}", overrides) or _changed(LINEAR_EVALUATION, linear)
+    # Of a series that is run by its name the paper reports nothing, and the baseline is another's too.
+    shown = {
+        experiment.series
+        for candidates in tried.values()
+        for experiment, runs in candidates
+        if not experiment.by_name or (runs and experiment.overrides)
+    }
     rows: list[ReportRow] = []
     for (series, point), candidates in tried.items():
+        if series not in shown:
+            continue
         experiment, runs = max(candidates, key=lambda candidate: _score(candidate[1]))
         label = f"{series} {point}".strip()
         if experiment.tried and runs:
