@@ -64,6 +64,26 @@ BarlowTask.prepare = prepare
 """
 
 
+# One of the SVM tools while its child trains.
+SVM_TOOL = """
+import os, time
+from pathlib import Path
+from vissl_barlow.vissl_plugin.mends.svm_tools import _CheckedProcess
+from vissl_barlow.vissl_plugin.wrap import note_config
+
+def train():
+    Path("pid").write_text(str(os.getpid()))
+    os.rename("pid", "training")
+    while True:
+        time.sleep(1)
+
+note_config({"BARLOW": {}})
+process = _CheckedProcess(target=train)
+process.start()
+process.join()
+"""
+
+
 def wait_until(happened, run: Run) -> None:
     deadline = time.monotonic() + TIME_LIMIT
     while not happened():
@@ -132,6 +152,18 @@ def test_without_their_launcher_processes_write_nothing_more(server, tmp_path):
     assert run.wait() == -signal.SIGKILL
     wait_until(lambda: all(map(is_gone, ranks)), run)
     assert not checkpoints(tmp_path)  # the lock is gone: another run may be writing there
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, CTRL_C), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_svms_are_not_trained_without_their_tool(server, tmp_path, number, status):
+    run = server.start(tmp_path, prepare=SVM_TOOL)
+    wait_until((tmp_path / "training").exists, run)
+    run.send(number)
+    assert run.wait() == status, run.output[-3000:]
+    wait_until(lambda: is_gone(int((tmp_path / "training").read_text())), run)
+    assert "Traceback" not in run.output
 
 
 def test_an_ignored_ctrl_c_stays_ignored(server, tmp_path):
