@@ -89,7 +89,7 @@ def run_table(name: str, options: argparse.Namespace) -> int:
     """Runs what is missing of table `name`; returns the exit status.
 
     What is finished is not run again; what was interrupted resumes from its newest checkpoint. One
-    row's failure does not keep the others from running.
+    row's failure does not keep the others from running; a request to stop does.
 
     Raises:
         ValueError: no such row, data missing, or a folder with another checkpoint's results.

@@ -8,6 +8,7 @@ import sys
 
 from vissl.utils import hydra_config
 
+from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.checks.data import check_data_keys
 from vissl_barlow.vissl_plugin.checks.evaluation import (
@@ -37,6 +38,7 @@ from vissl_barlow.vissl_plugin.checks.unknown_names import unknown_config, unkno
 from vissl_barlow.vissl_plugin.checks.value_types import check_types, complete_values
 from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, RankFailed
 from vissl_barlow.vissl_plugin.settings import complete
+from vissl_barlow.vissl_plugin.wrap import in_barlow_run
 
 
 def install() -> None:
@@ -60,6 +62,9 @@ def install() -> None:
     show_traceback = sys.excepthook
 
     def show_in_lines(kind, error, traceback):
+        if kind is KeyboardInterrupt and in_barlow_run():
+            sys.stdout.flush()
+            raise stopped_by_ctrl_c()  # Python exits with its status
         lines = _lines(error)
         if not lines:
             show_traceback(kind, error, traceback)

@@ -25,6 +25,11 @@ from vissl.utils.checkpoint import get_checkpoint_folder
 from vissl.utils.misc import set_dataloader_seeds
 
 from vissl_barlow.provenance import note_left
+from vissl_barlow.stop_signals import (
+    end_loader_workers_at_exit,
+    held_back,
+    leave_signals_to_the_run,
+)
 from vissl_barlow.vissl_plugin.components.batch_norm import synchronise_on_cpu
 from vissl_barlow.vissl_plugin.components.every_image import (
     MeterOfOwnImages,
@@ -43,10 +48,6 @@ from vissl_barlow.vissl_plugin.run.experiment import (
     weights_identity,
 )
 from vissl_barlow.vissl_plugin.run.images import images_of, line_of
-from vissl_barlow.vissl_plugin.run.signals import (
-    end_loader_workers_at_exit,
-    leave_signals_to_the_run,
-)
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -134,6 +135,7 @@ class BarlowTaskBase(SelfSupervisionTask):
         return prepared
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
+        end_loader_workers_at_exit()
         return {
             split.lower(): build_dataloader(
                 dataset=self.datasets[split.lower()],
@@ -145,12 +147,14 @@ class BarlowTaskBase(SelfSupervisionTask):
                 sampler_seed=self.config["SEED_VALUE"],
                 split=split.lower(),
                 get_sampler=self._sampler_of(split),
-                worker_init_fn=self.init_loader_worker,
+                worker_init_fn=_init_loader_worker,
             )
             for split in self.available_splits
         }
 
-    init_loader_worker = staticmethod(set_dataloader_seeds)
+    def recreate_data_iterator(self, *args, **kwargs) -> None:
+        with held_back():  # from its workers, until they leave it to the run
+            super().recreate_data_iterator(*args, **kwargs)
 
     def _loader_config(self, split: str) -> dict:
         section = self.config["DATA"][split]
@@ -199,7 +203,6 @@ class BarlowTask(BarlowTaskBase):
     and the heads)."""
 
     resumes_within_epochs = True
-    init_loader_worker = staticmethod(_init_loader_worker)
     _train_sampler = staticmethod(_train_sampler)
 
     def set_amp_args(self) -> None:
@@ -234,10 +237,6 @@ class BarlowTask(BarlowTaskBase):
     def set_epoch(self, phase_type: str, epoch: int, start_iter: int, train_phase_idx: int) -> None:
         super().set_epoch(phase_type, epoch, start_iter, train_phase_idx)
         self.datasets[phase_type].set_epoch(epoch)
-
-    def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
-        end_loader_workers_at_exit()
-        return super().build_dataloaders(pin_memory, current_train_phase_idx)
 
     def prepare(self, pin_memory: bool = False):
         prepared = super().prepare(pin_memory=pin_memory)

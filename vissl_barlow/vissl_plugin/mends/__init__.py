@@ -39,6 +39,7 @@ MENDS = (
     untrusted_files.keep_copies_inside,
     launcher.lock_checkpoint_folder,
     launcher.end_processes_together,
+    launcher.end_by_ctrl_c,
     launcher.set_process_group_timeout,
 )
 

@@ -3,8 +3,11 @@
 import functools
 import hashlib
 import json
-import multiprocessing
+import multiprocessing.util
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -133,19 +136,34 @@ def _forget_other_svms(trainer: SVMTrainer, suffix: str, *arrays: np.ndarray) ->
 
 
 class _CheckedProcess(multiprocessing.Process):
-    """A process whose failure is its parent's."""
+    """A process whose failure is its parent's, and that ends with its parent, however that ends."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, daemon=True, **kwargs)
+
+    def run(self) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().run()
 
     def join(self, timeout: float | None = None) -> None:
         super().join(timeout)
-        if self.exitcode:
+        if self.exitcode and not multiprocessing.util.is_exiting():  # Python ends its daemons
             sys.exit(f"the evaluation failed in a child process (exit status {self.exitcode})")
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def fail_with_failed_children() -> None:
     """tools/train_svm.py:83 and tools/train_svm_low_shot.py:130: `running_task.join()`.
 
-    A fault of VISSL 0.1.6: whatever happens in the children, the tool prints a mAP of -1, or that of
-    an earlier run, and exits with 0.
+    Faults of VISSL 0.1.6: whatever happens in the children, the tool prints a mAP of -1, or that of
+    an earlier run, and exits with 0. When it is stopped, they train on.
     """
 
     def process(*args, **kwargs):
