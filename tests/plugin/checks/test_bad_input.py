@@ -213,3 +213,17 @@ def test_an_unreadable_image_met_in_training_is_reported_and_counted(tmp_path):
     assert f"{tmp_path}/images/3.jpg" in output
     assert "2 unreadable images so far were replaced by their neighbours" in output
     assert os.path.exists(tmp_path / "quickstart" / "checkpoint.torch")
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("''", "name the run's folder; config.CHECKPOINT.DIR=. is this one"),
+        ("'{folder}/${{oc.env:HOME}}'", "VISSL resolves no ${...}; write the path out"),
+    ],
+)
+def test_a_checkpoint_folder_without_a_name(tmp_path, given, remedy):
+    with pytest.raises(ConfigError) as raised:
+        resolve(tmp_path, DIGITS, f"config.CHECKPOINT.DIR={given.format(folder=tmp_path)}")
+    assert remedy in str(raised.value)
+    assert not list(tmp_path.iterdir())

@@ -9,13 +9,15 @@ from vissl_runs import resolve
 DIGITS = "pretrain/vissl_barlow/digits_quickstart"
 
 
-def line_of(word: str, folder, monkeypatch, config: str = DIGITS) -> str | None:
-    from vissl_barlow.vissl_plugin.checks.syntax import unreadable_word
+def lines_of(words, folder, monkeypatch, config: str = DIGITS) -> list[str]:
+    from hydra.errors import HydraException
 
-    monkeypatch.setattr(sys, "argv", ["tool", f"config={config}", word])
-    with pytest.raises(Exception, match="") as raised:
-        resolve(folder, DIGITS, word)
-    return unreadable_word(raised.value)
+    from vissl_barlow.vissl_plugin.checks.syntax import unreadable_words
+
+    monkeypatch.setattr(sys, "argv", ["tool", f"config={config}", *words])
+    with pytest.raises(HydraException) as raised:
+        resolve(folder, DIGITS, *words)
+    return unreadable_words(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -29,11 +31,11 @@ def line_of(word: str, folder, monkeypatch, config: str = DIGITS) -> str | None:
     ],
 )
 def test_the_line_has_the_quotes_that_are_missing(tmp_path, monkeypatch, value, expected):
-    word = f"config.MODEL.WEIGHTS_INIT.SKIP_LAYERS={value}"
-    line = line_of(word, tmp_path, monkeypatch)
+    word = f"config.OPTIMIZER.non_regularized_parameters={value}"
+    [line] = lines_of([word], tmp_path, monkeypatch)
     assert line.startswith(f"{word}: ") and "\n" not in line
     (quoted,) = shlex.split(line[line.rindex(" 'config.") :])
-    found = resolve(tmp_path, DIGITS, quoted).MODEL.WEIGHTS_INIT.SKIP_LAYERS
+    found = resolve(tmp_path, DIGITS, quoted).OPTIMIZER.non_regularized_parameters
     assert found == (expected if isinstance(expected, list) else [expected])
 
 
@@ -46,9 +48,17 @@ def test_the_line_has_the_quotes_that_are_missing(tmp_path, monkeypatch, value, 
     ],
 )
 def test_other_slips(tmp_path, monkeypatch, word, remedy):
-    assert remedy in line_of(word, tmp_path, monkeypatch)
+    [line] = lines_of([word], tmp_path, monkeypatch)
+    assert remedy in line
+
+
+def test_all_words_are_said_at_once(tmp_path, monkeypatch):
+    words = ["config.LOSS.name=it's", "config.SEED_VALUE=1", "config.CHECKPOINT.DIR=a,b"]
+    lines = lines_of(words, tmp_path, monkeypatch)
+    assert [line.partition(":")[0] for line in lines] == [words[0], words[2]]
 
 
 def test_runs_of_vissls_own_configs_are_left_alone(tmp_path, monkeypatch):
     word = "config.DATA.TRAIN.DATA_PATHS=/my/it's"
-    assert line_of(word, tmp_path, monkeypatch, config="test/integration_test/quick_moco") is None
+    config = "test/integration_test/quick_moco"
+    assert lines_of([word], tmp_path, monkeypatch, config=config) == []

@@ -10,14 +10,14 @@ from vissl.utils import hydra_config
 
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.checks.common import Refusals
-from vissl_barlow.vissl_plugin.checks.data import check_data_keys
+from vissl_barlow.vissl_plugin.checks.data import check_data_keys, name_digits
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
     check_weights,
     classifier_outputs,
 )
 from vissl_barlow.vissl_plugin.checks.experiment import check_experiment
-from vissl_barlow.vissl_plugin.checks.images import check_images
+from vissl_barlow.vissl_plugin.checks.images import check_images, check_number
 from vissl_barlow.vissl_plugin.checks.labels import check_labels
 from vissl_barlow.vissl_plugin.checks.machine import (
     check_checkpoint_folder,
@@ -29,14 +29,18 @@ from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
     check_checkpoints,
     check_schedule,
+    check_test_views,
 )
+from vissl_barlow.vissl_plugin.checks.probe import settle_probe
 from vissl_barlow.vissl_plugin.checks.schema import check_keys, check_settings
-from vissl_barlow.vissl_plugin.checks.syntax import unreadable_word
+from vissl_barlow.vissl_plugin.checks.syntax import unreadable_words
 from vissl_barlow.vissl_plugin.checks.task import check_task
 from vissl_barlow.vissl_plugin.checks.tools import check_tool
 from vissl_barlow.vissl_plugin.checks.unknown_names import unknown_config, unknown_key
+from vissl_barlow.vissl_plugin.checks.unread import check_unread
 from vissl_barlow.vissl_plugin.checks.value_types import check_types, complete_values
 from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, RankFailed
+from vissl_barlow.vissl_plugin.hooks import probes
 from vissl_barlow.vissl_plugin.settings import complete
 from vissl_barlow.vissl_plugin.wrap import in_barlow_run
 
@@ -86,16 +90,17 @@ def check(cfg, engine_name: str = "train") -> None:
         with refusals:
             check_one(cfg)
     refusals.raise_all()  # the rest reads what these have checked
+    name_digits(cfg)
     for check_one in (check_devices, check_nodes):
         with refusals:
             check_one(cfg)
     splits = []
     if engine_name == "train" and not cfg.TEST_ONLY:
         splits.append("TRAIN")
-        for check_one in (check_batch, check_schedule):
+        for check_one in (check_batch, check_schedule, settle_probe):
             with refusals:
                 check_one(cfg)
-    if cfg.TEST_MODEL or cfg.TEST_ONLY or engine_name != "train":
+    if cfg.TEST_MODEL or probes(cfg) or cfg.TEST_ONLY or engine_name != "train":
         splits.append("TEST")
     classes = classifier_outputs(cfg)
     with refusals:
@@ -105,10 +110,18 @@ def check(cfg, engine_name: str = "train") -> None:
         check_labels(cfg, splits, classes)
         check_tool(cfg)
     with refusals:
+        check_unread(cfg, splits)
+    with refusals:
         check_model(cfg)
         if classes is not None:
             check_classifier(cfg, classes)
         check_weights(cfg)
+    refusals.raise_all()
+    for split in splits:  # of images that are there, and can be read
+        with refusals:
+            check_number(cfg, split)
+    with refusals:
+        check_test_views(cfg)
     refusals.raise_all()
     check_checkpoints(cfg)
 
@@ -122,5 +135,4 @@ def _lines(error: BaseException) -> list[str]:
     name = type(error).__name__  # hydra need not be imported to get here
     line = unknown_config(error) if name == "MissingConfigException" else None
     line = unknown_key(error) if name == "ConfigCompositionException" else line
-    line = line or unreadable_word(error)
-    return [line] if line else []
+    return [line] if line else unreadable_words(error)

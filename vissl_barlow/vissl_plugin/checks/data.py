@@ -2,9 +2,11 @@
 
 from vissl.data import DATASET_SOURCE_MAP
 
-from vissl_barlow.vissl_plugin.checks.common import Refusals
+from vissl_barlow.vissl_plugin.checks.common import Refusals, is_typed, vissl_defaults
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
+# The source and its only data set.
+_DIGITS = ["barlow_digits"]
 # What VISSL's own sources read; the plugin's say so themselves (`keys`).
 _QUEUE = {"DATA_PATHS", "ENABLE_QUEUE_DATASET"}
 _KEYS_OF_VISSL = {
@@ -22,6 +24,16 @@ _SOURCE_KEYS = (
 )
 
 
+def name_digits(cfg) -> None:
+    """Gives the digits their name in `cfg`, in place, where VISSL's default names another data set."""
+    for split in ("TRAIN", "TEST"):
+        section, key = cfg.DATA[split], "DATASET_NAMES"
+        default = vissl_defaults()["DATA"][split][key]
+        typed = is_typed(cfg, f"DATA.{split}.{key}")
+        if section.DATA_SOURCES == _DIGITS and section[key] == default and not typed:
+            section[key] = list(_DIGITS)
+
+
 def check_data_keys(cfg, split: str) -> None:
     """Raises ConfigError for lists that do not fit one another and for keys that nothing reads."""
     refusals = Refusals()
@@ -31,6 +43,9 @@ def check_data_keys(cfg, split: str) -> None:
             _check_length(section, split, key, expected)
     with refusals:
         _check_labels(section, split)
+    refusals.raise_all()
+    with refusals:
+        _check_one_source(cfg, split)
     for source in section.DATA_SOURCES:
         read = getattr(DATASET_SOURCE_MAP.get(source), "keys", _KEYS_OF_VISSL.get(source))
         for key in _SOURCE_KEYS:
@@ -50,6 +65,27 @@ def _check_length(section, split: str, key: str, expected: str) -> None:
             given,
             f"{len(given)} for the {len(wanted)} of config.DATA.{split}.{expected}={wanted}; "
             "give one for each",
+        )
+
+
+def _check_one_source(cfg, split: str) -> None:
+    """VISSL's train step, and this plugin's, read one source's images, whatever others there are."""
+    section = cfg.DATA[split]
+    key, sources = f"DATA.{split}.DATA_SOURCES", section.DATA_SOURCES
+    if len(sources) != 1:
+        raise ConfigError(
+            key,
+            sources,
+            "a run is of the images of one source; name one, and of several folders the one that has "
+            "them, or links to them, in it",
+        )
+    names = section.DATASET_NAMES
+    if sources == _DIGITS and names != _DIGITS:
+        raise ConfigError(
+            f"DATA.{split}.DATASET_NAMES",
+            names,
+            f"would not be read, with config.{key}={sources}; set config.{key}=[barlow_folder], or "
+            "remove it",
         )
 
 

@@ -1,17 +1,14 @@
 """Refuses labelled data that do not fit one another or the classifier: class folders and lists."""
 
 import os
-from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vissl_barlow.datasets.file_lists import load_list
 from vissl_barlow.images import UnreadableFolder, list_images
 from vissl_barlow.messages import listed
 from vissl_barlow.vissl_plugin.checks.common import data_path
-from vissl_barlow.vissl_plugin.checks.images import check_listed_images
+from vissl_barlow.vissl_plugin.checks.images import check_listed_images, listed_images, read_list
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 # What makes the lists of the data sets the benchmarks name.
@@ -71,7 +68,7 @@ def _check_class_folders(key: str, folder: str) -> list[str]:
     if not os.path.isdir(folder):
         raise ConfigError(key, f"[{folder}]", f"there is no such folder; {expected}")
     entries = list(os.scandir(folder))
-    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    classes = class_folders(folder)
     images = sum(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries)
     if not classes:
         raise ConfigError(
@@ -98,6 +95,13 @@ def _check_class_folders(key: str, folder: str) -> list[str]:
     return classes
 
 
+def class_folders(folder: str) -> list[str]:
+    """Names of the sub-folders, in order; none where there is no such folder."""
+    if not os.path.isdir(folder):
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
 def _check_same_classes(cfg, train: list[str], test: list[str]) -> None:
     if train == test:
         return
@@ -121,21 +125,9 @@ def _check_lists(cfg, split: str, index: int) -> tuple[str, np.ndarray]:
     loaded = {}
     for paths in ("DATA_PATHS", "LABEL_PATHS"):
         key, path = _path(cfg, split, paths, index)
-        if not os.path.isfile(path):
-            remedy = f"there is no such file{_how_to_make(name) or '; name a list (.npy)'}"
-            raise ConfigError(key, f"[{path}]", remedy)
-        try:
-            loaded[paths] = key, path, load_list(path, mmap=True)
-        except ValueError as error:
-            raise ConfigError(key, f"[{path}]", str(error)) from None
+        loaded[paths] = key, path, read_list(key, path, _how_to_make(name))
     key, path, images = loaded["DATA_PATHS"]
-    if images.ndim != 1 or images.dtype.kind != "U":
-        raise ConfigError(
-            key,
-            f"[{path}]",
-            "expected a list of the images' paths, found an array of "
-            f"{images.dtype} of shape {images.shape}",
-        )
+    paths_of_images = listed_images(key, path, images)
     label_key, label_path, labels = loaded["LABEL_PATHS"]
     if len(labels) != len(images):
         raise ConfigError(
@@ -143,8 +135,7 @@ def _check_lists(cfg, split: str, index: int) -> tuple[str, np.ndarray]:
             f"[{label_path}]",
             f"{len(labels)} labels for the {len(images)} images of {path}; make both lists anew",
         )
-    # As a sequence, so that of a mapped file only the images tried are read.
-    check_listed_images(cfg, split, path, cast(Sequence[str], images))
+    check_listed_images(cfg, split, path, paths_of_images)
     return label_path, labels
 
 

@@ -56,6 +56,12 @@ def check_checkpoint_folder(cfg) -> None:
             "CHECKPOINT.DIR", '""', "name the run's folder; config.CHECKPOINT.DIR=. is this one"
         )
     folder = Path(cfg.CHECKPOINT.DIR)
+    if "${" in cfg.CHECKPOINT.DIR and not folder.exists():
+        raise ConfigError(
+            "CHECKPOINT.DIR",
+            folder,
+            "VISSL resolves no ${...}; write the path out, or make the folder",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Asking the permission bits is not enough: root, quotas and read-only mounts.
