@@ -24,6 +24,7 @@ from vissl_barlow.vissl_plugin.checks.machine import (
     check_devices,
     check_nodes,
 )
+from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
 from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
@@ -108,13 +109,14 @@ def check(cfg, engine_name: str = "train") -> None:
             check_data_keys(cfg, split)
             check_images(cfg, split)
         check_labels(cfg, splits, classes)
+        check_meters(cfg, splits)
         check_tool(cfg)
     with refusals:
         check_unread(cfg, splits)
     with refusals:
         check_model(cfg)
         if classes is not None:
-            check_classifier(cfg, classes)
+            check_classifier(cfg)
         check_weights(cfg)
     refusals.raise_all()
     for split in splits:  # of images that are there, and can be read

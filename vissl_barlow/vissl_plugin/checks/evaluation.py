@@ -29,19 +29,8 @@ def classifier_outputs(cfg) -> int | None:
     return options["num_classes"] if name == "barlow_linear" else options["dims"][-1]
 
 
-def check_classifier(cfg, classes: int) -> None:
-    """Raises ConfigError unless meters and schedules fit a classifier of so many `classes`."""
-    values = cfg.METERS.accuracy_list_meter.topk_values
-    if max(values) > classes:
-        raise ConfigError(
-            "METERS.accuracy_list_meter.topk_values",
-            values,
-            f"top-{max(values)} of {classes} classes; set values up to {classes}",
-        )
-    _check_schedules(cfg)
-
-
-def _check_schedules(cfg) -> None:
+def check_classifier(cfg) -> None:
+    """Raises ConfigError unless the schedules fit the training of a classifier."""
     names = ["lr", *(["lr_head"] if cfg.OPTIMIZER.head_optimizer_params.use_different_lr else [])]
     for name in names:
         schedule = cfg.OPTIMIZER.param_schedulers[name]

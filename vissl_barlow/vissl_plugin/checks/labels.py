@@ -27,21 +27,23 @@ def check_labels(cfg, splits: list[str], classes: int | None) -> None:
     `splits`: those of "TRAIN" and "TEST" that will be read; `classes`: the outputs of the classifier
     that is trained on them, None if there is none.
     """
-    folders = {}
+    named = {}
     for split in splits:
         section = cfg.DATA[split]
         for index, source in enumerate(section.LABEL_SOURCES):
             if source == "disk_folder":
                 key, folder = _path(cfg, split, "DATA_PATHS", index)
-                folders[split] = _check_class_folders(key, folder)
-                _check_class_count(cfg, classes, folder, len(folders[split]), exact=True)
+                named[split] = key, _check_class_folders(key, folder)
+                _check_class_count(cfg, classes, folder, len(named[split][1]), exact=True)
             elif source == "disk_filelist":
                 path, labels = _check_lists(cfg, split, index)
+                if labels.ndim == 1 and labels.dtype.kind == "U":
+                    named[split] = f"DATA.{split}.LABEL_PATHS", np.unique(labels).tolist()
                 if classes is not None:
                     found = _count_classes(split, path, labels)
                     _check_class_count(cfg, classes, path, found, exact=split == "TRAIN")
-    if len(folders) == 2:
-        _check_same_classes(cfg, folders["TRAIN"], folders["TEST"])
+    if len(named) == 2:
+        _check_same_classes(cfg, named["TRAIN"][1], *named["TEST"])
 
 
 def _path(cfg, split: str, paths: str, index: int) -> tuple[str, str]:
@@ -102,7 +104,8 @@ def class_folders(folder: str) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
 
 
-def _check_same_classes(cfg, train: list[str], test: list[str]) -> None:
+def _check_same_classes(cfg, train: list[str], key: str, test: list[str]) -> None:
+    """`train` and `test`: sorted names; `key`: of the paths that the latter are from."""
     if train == test:
         return
     missing, unexpected = sorted(set(train) - set(test)), sorted(set(test) - set(train))
@@ -112,10 +115,10 @@ def _check_same_classes(cfg, train: list[str], test: list[str]) -> None:
         if names
     ]
     raise ConfigError(
-        "DATA.TEST.DATA_PATHS",
-        cfg.DATA.TEST.DATA_PATHS,
-        f"its classes are not the training folder's: {', '.join(differences)}; VISSL numbers each "
-        "folder's own sub-folders, so the labels would not agree",
+        key,
+        cfg.DATA.TEST[key.rpartition(".")[2]],
+        f"its classes are not those of the training images: {', '.join(differences)}; VISSL numbers "
+        "the names of each split by themselves, so the labels would not agree",
     )
 
 
@@ -155,8 +158,16 @@ def _count_classes(split: str, path: str, labels: np.ndarray) -> int:
         raise ConfigError(
             f"DATA.{split}.LABEL_PATHS", f"[{path}]", f"label {distinct[0]}; expected 0, 1, ..."
         )
-    # A label above the classifier's outputs and a class without images are both a mismatch.
-    return int(distinct[-1]) + 1 if split == "TEST" else max(len(distinct), int(distinct[-1]) + 1)
+    count = int(distinct[-1]) + 1
+    if split == "TRAIN" and len(distinct) < count:
+        absent = np.setdiff1d(np.arange(count), distinct)
+        raise ConfigError(
+            f"DATA.{split}.LABEL_PATHS",
+            f"[{path}]",
+            f"labels up to {distinct[-1]}, and no image of {listed(map(str, absent))}; number the "
+            "classes 0, 1, ... without gaps",
+        )
+    return count
 
 
 def _check_class_count(cfg, classes: int | None, where: str, found: int, exact: bool) -> None:

@@ -1,7 +1,8 @@
 """What VISSL 0.1.6 does wrong where it has no door, one file per part of VISSL; `apply()` mends it.
 
-Two mends act in every run of VISSL's, because current numpy needs them: `svm_tools`' average
-precision and low-shot average. All others leave runs without a `BARLOW` section alone (see `wrap`).
+Three mends act in every run of VISSL's, because current numpy needs them: `svm_tools`' average
+precision and low-shot average, and `meters`' mean average precision. All others leave runs without a
+`BARLOW` section alone (see `wrap`).
 """
 
 from vissl_barlow.vissl_plugin.mends import (
@@ -12,6 +13,7 @@ from vissl_barlow.vissl_plugin.mends import (
     extraction,
     knn_tool,
     launcher,
+    meters,
     svm_tools,
     tensorboard,
     untrusted_files,
@@ -29,6 +31,8 @@ MENDS = (
     data.load_labels_without_code,
     svm_tools.compute_svm_average_precision,
     svm_tools.average_svm_low_shot_classes,
+    meters.compute_mean_average_precision,
+    meters.gather_scores_of_unequal_numbers,
     svm_tools.report_svm_results_per_class,
     svm_tools.train_svms_anew_for_new_features,
     svm_tools.fail_with_failed_children,
