@@ -53,7 +53,11 @@ def test_of_another_pretraining_no_number_stands_beside_the_papers(tmp_path):
         tmp_path / "runs" / "p", "resnet50_in1k_1000ep", "config.LOSS.barlow_loss.lambda_=0.1"
     )
     linear(tmp_path / "runs" / "a", other, 60.0)
-    found = row(report(tmp_path), "table1", "ImageNet linear")
+    out = report(tmp_path)
+    own = row(out, "table1", "ImageNet linear")
+    assert (own["ours"], own["paper"]) == ("", "73.2")
+    label = "ImageNet linear (resnet50_in1k_1000ep with LOSS.barlow_loss.lambda_=0.1)"
+    found = row(out, "table1", label)
     assert (found["ours"], found["paper"], found["difference"]) == ("60.0", "", "")
 
 
