@@ -7,7 +7,7 @@ import shutil
 import pytest
 from PIL import Image
 from pretend_runs import linear, pretraining, svm
-from reports import report
+from reports import report, rows
 
 from vissl_barlow.reproduce.report_tables import all_tables, left_out
 from vissl_barlow.reproduce.runs import find_runs
@@ -185,7 +185,9 @@ def test_odd_names_are_text_everywhere(tmp_path, main_run, capsys, monkeypatch):
     (tmp_path / "runs" / f"empty{ODD}" / "barlow_run.json").write_text("1")
     out = report(tmp_path, status=1)
     told = capsys.readouterr()
-    for text in (told.out, told.err, *(each.read_text() for each in out.glob("report.*"))):
+    assert {each["ours"] for each in rows(out, "others")} == {"60.0", "78.0"}
+    files = [out / name for name in ("report.html", "report.md", "others.csv", "others.md")]
+    for text in (told.out, told.err, *(each.read_text() for each in files)):
         assert "\x1b" not in text and "\u202e" not in text and "\\x1b" in text
     for page in ("report.html", "report.md"):
         assert "<img src=x" not in (out / page).read_text()

@@ -62,30 +62,32 @@ def data_departures(config: str, starts: Sequence[Mapping[str, Any]]) -> Iterato
     # What a probe is tested on is no part of a pretraining.
     splits = ("train",) if config.startswith(PRETRAIN_GROUP) else ("train", "test")
     for split in splits:
-        for name, expected in _data_sets_of(config, split):
+        for expected in _expected(config, split):
             for start in starts:
                 found = (start.get("data") or {}).get(split)
-                if found and _counts(found, expected) != expected:
+                if not found:
+                    continue
+                # Images without labels may be of any number of classes.
+                known = {
+                    key: value for key, value in expected.items() if found.get(key) is not None
+                }
+                if any(found[key] != value for key, value in known.items()):
                     yield (
-                        f"{split} images: {_described(found)}, where {name} has {_described(expected)}"
+                        f"{found['images']:,} {split} images{_classes(found)} instead of "
+                        f"{expected['images']:,}{_classes(known)}"
                     )
 
 
-def _data_sets_of(config: str, split: str) -> Iterator[tuple[str, dict[str, int]]]:
+def _expected(config: str, split: str) -> Iterator[dict[str, int]]:
     try:
         names = compose_config(config).DATA[split.upper()].DATASET_NAMES
     except HydraException:
         return
     for name in names:
         if split in data_sets().get(name, {}):
-            yield name, data_sets()[name][split]
+            yield data_sets()[name][split]
 
 
-def _counts(found: Mapping[str, Any], expected: Mapping[str, int]) -> dict[str, int]:
-    """What was found of what is expected; images without labels are of the expected classes."""
-    return {key: value if found.get(key) is None else found[key] for key, value in expected.items()}
-
-
-def _described(counts: Mapping[str, Any]) -> str:
-    classes = "" if counts.get("classes") is None else f" of {counts['classes']:,} classes"
-    return f"{counts['images']:,}{classes}"
+def _classes(counts: Mapping[str, Any]) -> str:
+    classes = counts.get("classes")
+    return "" if classes is None else f" in {classes:,} classes"

@@ -92,7 +92,7 @@ def markdown(table: ReportTable) -> str:
 def csv_row(table: ReportTable, row: ReportRow, root: Path) -> dict[str, object]:
     """A row in full precision, by column; folders are below `root`."""
     on_digits = table.data == DIGITS
-    return {
+    columns = {
         "item": table.name,
         "data": table.data,
         "label": row.label,
@@ -111,6 +111,10 @@ def csv_row(table: ReportTable, row: ReportRow, root: Path) -> dict[str, object]
         "seeds": " ".join(str(run.seed) for run in row.runs),
         "folders": ";".join(_relative(run.folder, root) for run in row.runs),
     }
+    return {
+        name: printable(value) if isinstance(value, str) else value
+        for name, value in columns.items()
+    }
 
 
 def write_table(table: ReportTable, out: Path, root: Path) -> Mapping[str, Path]:
@@ -125,7 +129,7 @@ def write_table(table: ReportTable, out: Path, root: Path) -> Mapping[str, Path]
     writer = csv.DictWriter(text, csv_row(table, ReportRow("", ""), root))
     writer.writeheader()
     writer.writerows(csv_row(table, row, root) for row in table.rows)
-    write_text_atomically(stem.with_suffix(".csv"), printable_lines(text.getvalue()))
+    write_text_atomically(stem.with_suffix(".csv"), text.getvalue())
     picture, title = stem.with_suffix(".png"), in_picture(table.title)
     y_label = "linear probe on digits, %" if table.data == DIGITS else "%"
     if table.name == "figure1":
@@ -159,7 +163,7 @@ def _dots(table: ReportTable) -> list[tuple[str, dict[str, Sequence[float]]]]:
                 values[name] = (value,)
         if row.values:
             values["ours"] = row.values
-        dots.append((in_picture(f"{row.label}, {row.figure}"), values))
+        dots.append((in_picture(f"{row.label}, {row.figure}", 70, lines=2), values))
     return dots
 
 
@@ -288,11 +292,14 @@ def report_one(name: str, options: argparse.Namespace) -> None:
     table = report_table(name, data, found, options.overrides, linear, papers)
     write_table(table, out, out.resolve())
     print_table(table)
-    _print_reasons("refused", found.refused)
-    _print_reasons("left out", left_out(found, [table, *all_tables(found)]))
+    others = left_out(found, [table])
+    if others:  # most are in other tables
+        others = left_out(found, [table, *all_tables(found)])
+    for what, reasons in (("refused", found.refused), ("left out", others)):
+        _print_reasons(what, {_relative(path, out.resolve()): why for path, why in reasons.items()})
     print(f"table: {printable(str(out / table.stem))}.md")
 
 
-def _print_reasons(what: str, reasons: Mapping[str, str] | Mapping[Path, str]) -> None:
+def _print_reasons(what: str, reasons: Mapping[str, str]) -> None:
     for path, reason in reasons.items():
-        print(f"{what}: {printable(str(path))}: {printable(reason)}", file=sys.stderr)
+        print(f"{what}: {printable(path)}: {printable(reason)}", file=sys.stderr)

@@ -240,10 +240,10 @@ def _pretrainings(
 
 
 def _of_studies(found: Runs, data: str) -> Iterator[tuple[Experiment, Run]]:
-    """Every experiment of every study, with each of its pretrainings."""
+    """Every experiment of every study, with each of its pretrainings, on whatever images."""
     for name in study_names():
         for experiment in load_study(name, data).experiments:
-            for run in _pretrainings(experiment, data, found, departing=data == DIGITS):
+            for run in _pretrainings(experiment, data, found, departing=True):
                 yield experiment, run
 
 
@@ -356,7 +356,9 @@ def _why_left_out(run: Run, found: Runs) -> str:
         reasons.append(f"with {_without_prefix(changed)}")
     for pretrained in found.pretrainings_of([run]):
         if not found.is_reportable(run):
-            reasons.append(f"of {pretrained.folder} before the end of its training")
+            reasons.append(
+                f"of a checkpoint from before the end of the training in {pretrained.folder}"
+            )
         elif not reasons and (changed := changed_settings(pretrained)):
             reasons.append(f"of a pretraining with {_without_prefix(changed)}")
     return f"{config_name(run)} {', '.join(reasons)}: no experiment of the paper's".replace(

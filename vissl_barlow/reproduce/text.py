@@ -1,6 +1,7 @@
 """Text from folders that anybody may have named, as a terminal, a page or Markdown takes it safely."""
 
 import html
+import textwrap
 
 
 def printable(text: str) -> str:
@@ -22,6 +23,8 @@ def in_markdown(text: str) -> str:
     return escaped.replace("|", "\\|").replace("](", "]\\(")
 
 
-def in_picture(text: str) -> str:
-    """`printable`, without formulas: matplotlib takes what stands between dollar signs for one."""
-    return printable(text).replace("$", r"\$")
+def in_picture(text: str, width: int = 120, lines: int | None = None) -> str:
+    """`printable`, in lines of at most `width` characters, and without formulas: matplotlib takes what
+    stands between dollar signs for one."""
+    wrapped = textwrap.fill(printable(text), width, max_lines=lines, placeholder=" ...")
+    return wrapped.replace("$", r"\$")
