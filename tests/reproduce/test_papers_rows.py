@@ -2,10 +2,12 @@
 
 import pytest
 import yaml
-from pretend_runs import linear, pretraining
+from pretend_runs import experiment, linear, pretraining
 from reports import measured, report, row, rows
 
 from vissl_barlow.reproduce.__main__ import main
+from vissl_barlow.reproduce.report_tables import report_table
+from vissl_barlow.reproduce.runs import find_runs
 
 
 def resolve_as(folder, **model):
@@ -26,6 +28,17 @@ def test_another_trunk_or_other_classes_are_not_the_papers_row(tmp_path, main_ru
     """Whatever the command says: the resolved config decides."""
     resolve_as(linear(tmp_path / "runs" / "a", main_run, 73.0), **model)
     assert {key[0] for key in measured(report(tmp_path))} == {"others"}
+
+
+@pytest.mark.parametrize(("name", "point"), [("figure4", "16"), ("table5", "Baseline")])
+def test_another_trunk_is_not_a_studys_experiment(tmp_path, name, point):
+    """Also where the study's own overrides make the experiment another than its config."""
+    run = experiment(tmp_path, name, point, "imagenet")
+    linear(run / "linear", run, 57.0)
+    assert [r.ours for r in report_table(name, "imagenet", find_runs(tmp_path)).rows if r.runs]
+    resolve_as(run, TRUNK={"RESNETS": {"DEPTH": 18}})
+    found = find_runs(tmp_path)
+    assert not any(row.runs for row in report_table(name, "imagenet", found).rows)
 
 
 def test_the_papers_own_model_is(tmp_path, main_run):
@@ -53,7 +66,11 @@ def test_of_another_pretraining_no_number_stands_beside_the_papers(tmp_path):
         tmp_path / "runs" / "p", "resnet50_in1k_1000ep", "config.LOSS.barlow_loss.lambda_=0.1"
     )
     linear(tmp_path / "runs" / "a", other, 60.0)
-    found = row(report(tmp_path), "table1", "ImageNet linear")
+    out = report(tmp_path)
+    own = row(out, "table1", "ImageNet linear")
+    assert (own["ours"], own["paper"]) == ("", "73.2")
+    label = "ImageNet linear (resnet50_in1k_1000ep with LOSS.barlow_loss.lambda_=0.1)"
+    found = row(out, "table1", label)
     assert (found["ours"], found["paper"], found["difference"]) == ("60.0", "", "")
 
 

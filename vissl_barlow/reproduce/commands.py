@@ -41,6 +41,18 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("report"), help="default: %(default)s")
 
 
+def add_paper_weights(parser: argparse.ArgumentParser) -> None:
+    """The option of what shows Tables 1 to 4."""
+    parser.add_argument(
+        "--paper-weights",
+        action="append",
+        default=[],
+        metavar="SHA256",
+        help="evaluated weights, by the first 12 digits or more, that you know to be of the paper's "
+        "pretraining (the authors' file, say): the paper's number stands beside theirs (repeat it)",
+    )
+
+
 def add_table_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """The options of table `name`."""
     checkpoint = "of this plugin, of the authors, of VISSL or of torchvision"
@@ -51,6 +63,7 @@ def add_table_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     for option, description in table.inputs.items():
         parser.add_argument(f"--{option}", type=Path, help=description)
     add_out(parser)
+    add_paper_weights(parser)
     parser.add_argument(
         "--only", default="", help="rows whose name contains this, or a variant's whole name"
     )

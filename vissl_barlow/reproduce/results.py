@@ -69,12 +69,6 @@ def read_detection(path: Path) -> dict[str, float]:
     }
 
 
-def why_detection_is_refused(path: Path) -> str | None:
-    """Why the APs in results.json are not the run's; None where they are, or there are none."""
-    scores = _detection_scores(path)
-    return why_not_final(scores) if scores else None
-
-
 def _detection_scores(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
@@ -112,11 +106,18 @@ class ResultFile:
         return READERS[self.kind](folder / self.file)
 
     def why_refused(self, folder: Path) -> str | None:
-        """Why the numbers that are in the file are not the run's result; None where they are, or where
-        the file itself, or its absence, tells a run that has not come to its end."""
-        if self.kind != "detection":
-            return None
-        return why_detection_is_refused(folder / self.file)
+        """Why nothing tells whether the numbers in the file are the run's; None where it does."""
+        scores = self._detection_scores(folder)
+        return why_not_final(scores) if scores and "evaluated" not in scores else None
+
+    def why_left_out(self, folder: Path) -> str | None:
+        """Why the numbers in the file are not the run's result; None where they are, or where the file
+        itself, or its absence, tells a run that has not come to its end."""
+        scores = self._detection_scores(folder)
+        return why_not_final(scores) if scores and "evaluated" in scores else None
+
+    def _detection_scores(self, folder: Path) -> dict[str, Any]:
+        return _detection_scores(folder / self.file) if self.kind == "detection" else {}
 
 
 ACCURACY = ResultFile("accuracy", "metrics.json")
