@@ -102,21 +102,27 @@ READERS = {
 
 @dataclass(frozen=True)
 class ResultFile:
-    """Where a run leaves its result: `kind`, a key of `READERS`, and `file`, below the run's folder."""
+    """Where a run leaves its result: `kind`, a key of `READERS`, and `file`, below the run's folder, a
+    pattern where the name depends on the config."""
 
     kind: str
     file: str
 
     def read(self, folder: Path) -> dict[str, float]:
         """Figures in %, by name; none while the run in `folder` has not come to its end."""
-        return READERS[self.kind](folder / self.file)
+        return READERS[self.kind](self.path(folder))
+
+    def path(self, folder: Path) -> Path:
+        """The file in `folder`. Of several that fit the pattern none is the result."""
+        found = list(folder.glob(self.file))
+        return found[0] if len(found) == 1 else folder / self.file
 
     def why_refused(self, folder: Path) -> str | None:
         """Why the numbers that are in the file are not the run's result; None where they are, or where
         the file itself, or its absence, tells a run that has not come to its end."""
         if self.kind != "detection":
             return None
-        return why_detection_is_refused(folder / self.file)
+        return why_detection_is_refused(self.path(folder))
 
 
 ACCURACY = ResultFile("accuracy", "metrics.json")

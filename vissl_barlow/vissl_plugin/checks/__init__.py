@@ -12,6 +12,7 @@ from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.checks.data import check_data_keys, complete_lists
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
+    check_features,
     check_weights,
     classifier_outputs,
 )
@@ -99,6 +100,7 @@ def check(cfg, engine_name: str = "train") -> None:
         check_model(cfg)
         if classes is not None:
             check_classifier(cfg, classes)
+        check_features(cfg)
         check_weights(cfg)
     refusals.raise_all()
     check_checkpoints(cfg)
