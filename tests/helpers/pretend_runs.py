@@ -138,13 +138,15 @@ def linear(
     return folder
 
 
-def svm(folder: Path, weights: Path, mean_ap: float, **options) -> Path:
-    """VOC07's SVMs."""
-    command = vissl_command("benchmark/vissl_barlow/voc07_svm", module="tools.train_svm")
+def svm(
+    folder: Path, weights: Path, mean_ap: float, *, config="voc07_svm", layer="res5", **options
+) -> Path:
+    """VOC07's SVMs, on the features of a layer."""
+    command = vissl_command(f"benchmark/vissl_barlow/{config}", module="tools.train_svm")
     write(folder, start(command, weights=weights, processes=1, **options))
     train_config(folder, batch=32, epochs=1)
-    (folder / "res5avg").mkdir()
-    (folder / "res5avg" / "test_ap.json").write_text(json.dumps({"mAP": mean_ap}))
+    (folder / layer).mkdir()
+    (folder / layer / "test_ap.json").write_text(json.dumps({"mAP": mean_ap}))
     return folder
 
 

@@ -1,8 +1,10 @@
 """What is not the paper's experiment is in no row of the paper's, and every row has its own label."""
 
+import shutil
+
 import pytest
 import yaml
-from pretend_runs import experiment, linear, pretraining
+from pretend_runs import experiment, linear, pretraining, svm
 from reports import measured, report, row, rows
 
 from vissl_barlow.reproduce.__main__ import main
@@ -81,6 +83,24 @@ def test_a_variant_stands_in_its_table_beside_no_number_of_the_papers(tmp_path, 
     found = row(report(tmp_path), "table2", "1% of the labels, released rates")
     assert (found["ours"], found["paper"], found["difference"]) == ("54.0", "", "")
     assert row(report(tmp_path), "table2", "1% of the labels")["ours"] == ""
+
+
+def test_of_table_3s_features_only_pirls_stand_beside_the_papers_number(tmp_path, main_run):
+    weights = main_run / "checkpoint.torch"
+    svm(tmp_path / "runs" / "a", weights, 0.861)
+    svm(tmp_path / "runs" / "b", weights, 0.868, config="voc07_svm_2048d", layer="res5avg")
+    out = report(tmp_path)
+    papers, other = (
+        row(out, "table3", label, "mAP") for label in ("VOC07", "VOC07, 2048-d output")
+    )
+    assert (papers["ours"], papers["paper"]) == ("86.1", "86.2")
+    assert (other["ours"], other["paper"]) == ("86.8", "")
+
+
+def test_svms_on_several_layers_are_no_result(tmp_path, main_run):
+    folder = svm(tmp_path / "runs" / "a", main_run / "checkpoint.torch", 0.861)
+    shutil.copytree(folder / "res5", folder / "res4")
+    assert row(report(tmp_path), "table3", "VOC07", "mAP")["ours"] == ""
 
 
 def test_every_row_has_a_label_of_its_own(tmp_path):

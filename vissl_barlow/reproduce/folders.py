@@ -38,7 +38,7 @@ def run_folders(
 
     Args:
         root: resolved.
-        results: the results' files, below a run's folder.
+        results: the results' files, below a run's folder; patterns where names depend on the config.
         left_out: called with what was not looked into, and why.
     """
 
@@ -51,7 +51,7 @@ def run_folders(
         for entry in (*folders, *files):
             path = Path(place, entry)
             for name, depth in names.items():
-                if path.parts[-1 - depth :] == Path(name).parts:
+                if path.match(name):
                     found.add(path.parents[depth])
         for entry in folders:
             path = Path(place, entry)
@@ -62,9 +62,18 @@ def run_folders(
 
 def check_files(folder: Path, root: Path, names: Iterable[str]) -> None:
     """Raises Refused unless those of these files of a run that are there may be read: regular files in
-    `root`, which is resolved, and but for the checkpoint of at most `MAX_BYTES`."""
-    for name in names:
-        path = folder / name
+    `root`, which is resolved, and but for the checkpoint of at most `MAX_BYTES`.
+
+    Args:
+        names: below `folder`, or patterns of such.
+    """
+    patterns = {name for name in names if "*" in name}
+    paths = [folder / name for name in names if name not in patterns]
+    for path in (
+        *paths,
+        *(found for pattern in sorted(patterns) for found in folder.glob(pattern)),
+    ):
+        name = str(path.relative_to(folder))
         if not os.path.lexists(path):
             continue
         target = path.resolve()

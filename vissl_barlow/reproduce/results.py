@@ -96,14 +96,20 @@ READERS = {
 
 @dataclass(frozen=True)
 class ResultFile:
-    """Where a run leaves its result: `kind`, a key of `READERS`, and `file`, below the run's folder."""
+    """Where a run leaves its result: `kind`, a key of `READERS`, and `file`, below the run's folder, a
+    pattern where the name depends on the config."""
 
     kind: str
     file: str
 
     def read(self, folder: Path) -> dict[str, float]:
         """Figures in %, by name; none while the run in `folder` has not come to its end."""
-        return READERS[self.kind](folder / self.file)
+        return READERS[self.kind](self.path(folder))
+
+    def path(self, folder: Path) -> Path:
+        """The file in `folder`. Of several that fit the pattern none is the result."""
+        found = list(folder.glob(self.file))
+        return found[0] if len(found) == 1 else folder / self.file
 
     def why_refused(self, folder: Path) -> str | None:
         """Why nothing tells whether the numbers in the file are the run's; None where it does."""
@@ -117,7 +123,7 @@ class ResultFile:
         return why_not_final(scores) if scores and "evaluated" in scores else None
 
     def _detection_scores(self, folder: Path) -> dict[str, Any]:
-        return _detection_scores(folder / self.file) if self.kind == "detection" else {}
+        return _detection_scores(self.path(folder)) if self.kind == "detection" else {}
 
 
 ACCURACY = ResultFile("accuracy", "metrics.json")

@@ -303,7 +303,7 @@ def read_run(folder: Path, root: Path) -> Run:
     if len(configs) > 1 or config is None:
         raise Refused(f"its starts ran {', '.join(map(str, configs))}: a run has one config")
     resolved = folder / resolved_config(starts)
-    if (folder / _result_file(config).file).exists() and not resolved.exists():
+    if _result_file(config).path(folder).exists() and not resolved.exists():
         raise Refused(f"no {resolved.name}: nothing tells how its numbers were computed")
     of_vissl = {}
     if resolved.exists() and not _detects(starts):  # it does not where a run has only just started

@@ -13,6 +13,7 @@ from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.checks.data import check_data_keys, name_digits
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
+    check_features,
     check_weights,
     classifier_outputs,
 )
@@ -117,6 +118,7 @@ def check(cfg, engine_name: str = "train") -> None:
         check_model(cfg)
         if classes is not None:
             check_classifier(cfg)
+        check_features(cfg)
         check_weights(cfg)
     refusals.raise_all()
     for split in splits:  # of images that are there, and can be read
