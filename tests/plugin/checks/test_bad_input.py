@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -55,6 +57,21 @@ def test_nodes_without_an_address(tmp_path):
     # The remedies it names work.
     for remedy in ("config.DISTRIBUTED.RUN_ID=localhost:29500", "config.SLURM.USE_SLURM=true"):
         resolve(tmp_path / "run", DIGITS, nodes, remedy)
+
+
+def test_torchrun_would_start_a_run_in_each_of_its_processes(tmp_path, monkeypatch):
+    started = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    message = refusal(tmp_path)
+    assert message.startswith("config.DISTRIBUTED.NUM_PROC_PER_NODE=1: torchrun has started 2")
+    assert "start it once on each machine" in message
+    monkeypatch.setenv("LOCAL_RANK", "1")  # one line, not one of each process
+    monkeypatch.setattr(signal, "pause", lambda: sys.exit("ended by torchrun"))
+    with pytest.raises(SystemExit, match="ended by torchrun"):
+        resolve(tmp_path / "run", DIGITS)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    resolve(tmp_path / "run", DIGITS)
 
 
 def test_empty_data_folder(tmp_path):

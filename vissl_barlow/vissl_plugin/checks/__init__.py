@@ -24,6 +24,7 @@ from vissl_barlow.vissl_plugin.checks.machine import (
     check_checkpoint_folder,
     check_devices,
     check_nodes,
+    check_starter,
 )
 from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
@@ -87,6 +88,7 @@ def check(cfg, engine_name: str = "train") -> None:
 
     `cfg.BARLOW` is complete.
     """
+    check_starter(cfg)
     refusals = Refusals()
     for check_one in (check_types, check_settings, check_keys, check_checkpoint_folder):
         with refusals:
