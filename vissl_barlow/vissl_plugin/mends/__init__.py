@@ -31,7 +31,7 @@ MENDS = (
     svm_tools.draw_low_shot_samples,
     knn_tool.find_nearest_neighbours_anywhere,
     extraction.extract_features_anywhere,
-    untrusted_files.load_pickles_without_code,
+    untrusted_files.store_svms_without_pickle,
     untrusted_files.keep_copies_inside,
     launcher.lock_checkpoint_folder,
     launcher.end_processes_together,

@@ -98,7 +98,7 @@ def train_svms_anew_for_new_features() -> None:
 
 
 def _forget_other_svms(folder: str, suffix: str, *arrays: np.ndarray) -> None:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"npz")  # pickled SVMs, of older versions, are not loaded
     for array in arrays:
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).data)
