@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 
 from vissl_barlow.atomic_files import atomic_file
+from vissl_barlow.regular_files import open_regular
 
 
 class CheckpointError(ValueError):
@@ -56,9 +57,9 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     Raises:
         CheckpointError: empty, truncated, damaged, of another format (TorchScript and numpy pickles
             are named, with what to do instead), or with objects that only code can rebuild.
-        OSError: the file is missing or cannot be opened.
+        OSError: the file is missing, no regular file, or cannot be opened.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
             start = file.read(9)
             if start[:4] == b"PK\x03\x04":

@@ -23,6 +23,7 @@ MENDS = (
     tensorboard.write_tensorboard_where_told,
     data.accept_data_paths_without_label_paths,
     data.load_labels_without_code,
+    data.read_images_as_barlow_folder_does,
     svm_tools.compute_svm_average_precision,
     svm_tools.average_svm_low_shot_classes,
     svm_tools.report_svm_results_per_class,
