@@ -90,8 +90,10 @@ def test_unreadable_images_are_counted_and_three_are_named(tmp_path):
     write_images(tmp_path / "images" / "good", 5)
     bad = tmp_path / "images" / "bad"
     bad.mkdir()
-    for name in "dcba":
+    for name in "ba":
         (bad / f"{name}.jpg").write_bytes(b"no image")
+    os.mkfifo(bad / "c.jpg")
+    os.symlink("/dev/zero", bad / "d.jpg")
     message = refusal(tmp_path, *images_at(tmp_path / "images"))
     assert (
         "4 of the 9 images checked cannot be read (bad/a.jpg, bad/b.jpg, bad/c.jpg, ...)" in message

@@ -121,7 +121,8 @@ def train_svms_anew_for_new_features() -> None:
 
 def _forget_other_svms(trainer: SVMTrainer, suffix: str, *arrays: np.ndarray) -> None:
     settings = {key: value for key, value in trainer.config.items() if key not in _NOT_OF_THE_SVMS}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    # "npz": pickled SVMs, of older versions, are not loaded.
+    digest = hashlib.sha256(b"npz" + json.dumps(settings, sort_keys=True).encode())
     for array in arrays:
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).data)
