@@ -36,6 +36,7 @@ MENDS = (
     launcher.lock_checkpoint_folder,
     launcher.end_processes_together,
     launcher.set_process_group_timeout,
+    launcher.submit_to_slurm_what_it_takes,
 )
 
 
