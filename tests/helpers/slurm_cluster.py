@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "unshare", "setpriv")
+PROGRAMS = (
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "srun",
+    "scontrol",
+    "scancel",
+    "unshare",
+    "setpriv",
+)
 NODES = ("node1", "node2")
 # SLURM wants a device file for each GPU that a node pretends to have; nobody opens it.
 DEVICES = ("/dev/tty0", "/dev/tty1")
@@ -81,10 +91,7 @@ class Cluster:
         """Starts it, again too; returns when it takes jobs."""
         self._start(node, "slurmd", "-D", "-N", node)
         shown = ("sinfo", "--noheader", "-n", node, "-o", "%t")
-        wait_until(
-            lambda: self.run(*shown, check=False).strip() == "idle",
-            lambda: f"{node} idle: {self.run(*shown, check=False)}{self._log(node)}",
-        )
+        self._wait_for(node, lambda: self.run(*shown, check=False).strip() == "idle")
 
     def kill_node(self, node: str) -> None:
         """Ends all of its processes at once."""
@@ -103,12 +110,9 @@ class Cluster:
         files = ("--pid-file", self.folder / "munge.pid", "--seed-file", self.folder / "munge.seed")
         log = ("--log-file", self.folder / "munge.log")
         self._start("munged", "munged", "--foreground", "--force", *munge, *files, *log)
-        wait_until((self.folder / "munge.sock").exists, lambda: f"munge: {self._log('munged')}")
+        self._wait_for("munged", (self.folder / "munge.sock").exists)
         self._start("slurmctld", "slurmctld", "-D", "-c")
-        wait_until(
-            lambda: "is UP" in self.run("scontrol", "ping", check=False),
-            lambda: f"slurmctld: {self._log('slurmctld')}",
-        )
+        self._wait_for("slurmctld", lambda: "is UP" in self.run("scontrol", "ping", check=False))
         for node in NODES:
             self.start_node(node)
 
@@ -116,8 +120,15 @@ class Cluster:
         words = self.run("scontrol", "show", "job", job).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
 
-    def _log(self, name: str) -> str:
-        return (self.folder / f"{name}.out").read_text()[-2000:]
+    def _wait_for(self, name: str, is_ready: Callable[[], bool]) -> None:
+        def said() -> str:
+            return f"{name}: {(self.folder / f'{name}.out').read_text()[-2000:]}"
+
+        def ready() -> bool:
+            assert self._daemons[name].poll() is None, said()
+            return is_ready()
+
+        wait_until(ready, said)
 
     def _start(self, name: str, *command: object) -> None:
         # The bind mount and the processes are in namespaces that end with their first process.
@@ -125,7 +136,7 @@ class Cluster:
         with (self.folder / f"{name}.out").open("a") as output:
             self._daemons[name] = subprocess.Popen(
                 [
-                    *("setpriv", "--pdeath-signal", "KILL"),  # nothing outlives a killed test
+                    *("setpriv", "--pdeathsig", "KILL"),  # nothing outlives a killed test
                     *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
                     *("sh", "-c", names, "sh", *map(str, command)),
                 ],
