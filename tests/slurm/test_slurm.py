@@ -115,7 +115,7 @@ def test_the_time_limits_signal_saves_and_requeues(slurm, uninterrupted, tmp_pat
     slurm.start_now(job)
     finish(slurm, tmp_path, job)
     # VISSL's own would be 2: too few for weeks on a partition of a day.
-    [log] = tmp_path.glob("logs/*_0_log.err")
+    [log] = tmp_path.glob("logs/*_0_log.out")
     assert "(99 remaining timeouts)" in log.read_text()
     assert steps(tmp_path) == list(range(1, STEPS + 1))
     assert_same_end(tmp_path / "run", uninterrupted)
