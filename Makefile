@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart
 
-.PHONY: help install quickstart browser test lint bench bench-gpu test-gpu test-detection clean
+.PHONY: help install quickstart browser test lint bench bench-gpu slurm test-slurm test-gpu test-detection clean
 
 help:
 	@echo "make quickstart      install into $(VENV), pretrain on real digits, show what it learned"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench           speed and memory against the authors' and VISSL's code (BENCH_ARGS=--quick)"
 	@echo "make bench-gpu       the whole training step, on a GPU; fails without one"
 	@echo "make test-gpu        the tests that need a GPU; fails without one"
+	@echo "make test-slurm      jobs of a real SLURM of two nodes on this machine; fails where it is not root"
 	@echo "make test-detection  the tests that need Detectron2; fails without it"
 
 install: $(INSTALLED)
@@ -45,7 +46,7 @@ browser:
 # One test process per core, one thread each: threads that wait for each other on a busy core cost
 # more than they bring.
 test: $(INSTALLED) browser
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadscope -m "not gpu and not detectron2" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadscope -m "not gpu and not detectron2 and not slurm" $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
@@ -58,6 +59,19 @@ bench: $(INSTALLED)
 bench-gpu: $(INSTALLED)
 	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "bench-gpu needs a CUDA device, and torch sees none")'
 	for benchmark in step lars; do $(RUN) tests/benchmarks/bench_$$benchmark.py --out bench || exit 1; done
+
+# Programs of Debian's; the tests start a cluster of their own and touch no other.
+slurm:
+	@for name in sbatch slurmctld slurmd munged; do \
+		PATH="$$PATH:/usr/sbin" command -v $$name > /dev/null || missing="$$missing $$name"; done; \
+	if [ -z "$$missing" ]; then exit; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge; \
+	else echo "the tests need$$missing: install them (apt install slurm-wlm munge)"; exit 1; fi
+
+test-slurm: $(INSTALLED) slurm
+	@[ "$$(id -u)" = 0 ] || { echo "test-slurm needs root: its cluster's daemons run as root"; exit 1; }
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slurm $(PYTEST_ARGS) tests/slurm
 
 test-gpu: $(INSTALLED)
 	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "test-gpu needs a CUDA device, and torch sees none")'

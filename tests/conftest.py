@@ -1,10 +1,15 @@
 """Fixtures that several test files share."""
 
+import os
 from pathlib import Path
 
 import pytest
 import vissl_runs
 from digits_on_disk import DigitsOnDisk
+
+# Without effect on a machine that is part of no cluster. On one that is, a test that meant to submit
+# nothing would otherwise reach it.
+os.environ["SLURM_CONF"] = os.devnull
 
 # Helpers whose assertions are a test's own: shown with their values, as there.
 pytest.register_assert_rewrite("documented_runs", "documented_targets")

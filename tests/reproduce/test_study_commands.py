@@ -67,7 +67,13 @@ def test_imagenet_is_pretrained_then_evaluated_and_a_finished_stage_is_not_repea
     Path(folder).mkdir(parents=True)
     (Path(folder) / "model_final_checkpoint_phase299.torch").touch()
     run_study("figure4", options)
-    assert capsys.readouterr().out.splitlines() == [evaluation]
+    afterwards = capsys.readouterr().out.splitlines()
+    # Both were submitted at once, the one to begin after the other.
+    waits = [word for word in shlex.split(evaluation) if "SLURM.ADDITIONAL_PARAMETERS" in word]
+    assert "dependency='afterok:JOB_OF_THE_PRETRAINING'" in waits[0] and len(waits) == 2
+    assert [shlex.split(line) for line in afterwards] == [
+        [word for word in shlex.split(evaluation) if word not in waits]
+    ]
 
     linear = Path(folder) / "linear"
     linear.mkdir()

@@ -10,6 +10,7 @@ from vissl_barlow.reproduce.batch import share_of
 from vissl_barlow.reproduce.execution import (
     RUNNER,
     USE_SLURM,
+    after,
     claim,
     execute,
     run_again,
@@ -34,6 +35,9 @@ from vissl_barlow.reproduce.studies import (
     swept_keys,
 )
 from vissl_barlow.reproduce.transfer import Row, Step, Table, load_table
+
+# The stages of an experiment, each with its folder below the experiment's.
+STAGE_FOLDERS = {"pretraining": ".", "linear evaluation": "linear"}
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +152,7 @@ def _run_row(row: Row, name: str, paths: dict[str, str], options: argparse.Names
         if options.dry_run:
             print(shlex.join(command), flush=True)
         elif options.slurm and not step.creates:
-            return submit(name, command, folder)
+            return submit(name, command, folder) is not None
         else:
             if step.creates:
                 (folder / step.creates).parent.mkdir(parents=True, exist_ok=True)
@@ -243,16 +247,23 @@ def _run_experiment(experiment: Experiment, seed: int, options: argparse.Namespa
     if read_result(folder, options.data):
         return True
     title = experiment.title
+    job: str | None = None  # of the stage before
     for stage, overrides in _stages(experiment, folder, seed, options).items():
-        command = ["-m", RUNNER, *overrides, *([USE_SLURM] if options.slurm else [])]
+        slurm = [USE_SLURM, *(after(job) if job else [])] if options.slurm else []
+        command = ["-m", RUNNER, *overrides, *slurm]
         if options.dry_run:
             print(shlex.join(["python", *command]))
+            job = f"JOB_OF_THE_{stage.upper()}" if options.slurm else None
+            continue
+        if options.slurm:
+            own = folder / STAGE_FOLDERS[stage]
+            job = submit(f"{title}, seed {seed}: {stage}", [sys.executable, *command], own)
+            if job is None:
+                return False
             continue
         log = folder / f"{stage.split()[0]}.log"
         if not execute(f"{title}, seed {seed}: {stage}", [sys.executable, *command], log):
             return False
-        if options.slurm:
-            break  # the evaluation wants the checkpoint: run the same command again for it
     return True
 
 

@@ -19,6 +19,7 @@ from vissl_barlow.stop_signals import StopSignals
 # VISSL's tool that submits itself to SLURM where its config says so; others are submitted with sbatch.
 RUNNER = "tools.run_distributed_engines"
 USE_SLURM = "config.SLURM.USE_SLURM=true"
+_PARAMETERS = "++config.SLURM.ADDITIONAL_PARAMETERS"
 STATE_FILE = "reproduce.json"
 
 
@@ -85,24 +86,33 @@ def sbatch(command: Sequence[str], folder: Path, gpus: str) -> list[str]:
     """`command` as a SLURM job, with the settings VISSL's launcher reads from its config."""
     settings = dict(word.split("=", 1) for word in command if word.startswith("config.SLURM."))
     partition = settings.get("config.SLURM.PARTITION", "")
+    on_cpu = "config.MACHINE.DEVICE=cpu" in command
     return [
         "sbatch",
         "--parsable",
         *([f"--partition={partition}"] if partition else []),
         "--nodes=1",
         "--ntasks=1",
-        f"--gpus-per-node={gpus}",
+        *([] if on_cpu else [f"--gpus-per-node={gpus}"]),
         f"--cpus-per-task={settings.get('config.SLURM.NUM_CPU_PER_PROC', 8)}",
         f"--output={folder}/slurm-%j.out",
         f"--wrap={shlex.join(command)}",
     ]
 
 
-def submit(title: str, command: Sequence[str], folder: Path) -> bool:
-    """Submits a job unless the one submitted before is still in SLURM's queue; whether that went well.
+def after(job: str) -> list[str]:
+    """Overrides for VISSL's runner whose job is to begin when job `job` has succeeded, and is not to be
+    left in the queue where that fails."""
+    return [f"{_PARAMETERS}.dependency='afterok:{job}'", f"{_PARAMETERS}.kill_on_invalid_dep='yes'"]
+
+
+def submit(title: str, command: Sequence[str], folder: Path) -> str | None:
+    """Submits a job unless the one submitted before is still in SLURM's queue.
 
     Args:
         command: prints the job's number, as sbatch and VISSL's runner do.
+
+    Returns: the job's number; None if it was not submitted, for the reason that is printed.
     """
     state = _read_state(folder)
     job = state.get("job")
@@ -112,17 +122,19 @@ def submit(title: str, command: Sequence[str], folder: Path) -> bool:
         )
         if queue.returncode == 0 and queue.stdout.strip():
             print(f"{title}: job {job} is in the queue", flush=True)
-            return True
+            return job
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     submitted = re.search(r"^(?:SUBMITTED: )?(\d+)\b", done.stdout, re.MULTILINE)
     if done.returncode != 0 or submitted is None:
-        print(done.stdout + done.stderr, file=sys.stderr)
-        return False
+        last = (done.stderr or done.stdout).rstrip().rpartition("\n")[2]
+        status = f"exit status {done.returncode}"
+        print(f"{title}: not submitted, {status}: {last}", file=sys.stderr)
+        return None
     _write_state(folder, {**state, "job": submitted[1]})
     print(
         f"{title}: submitted as job {submitted[1]}; repeat this command for the result", flush=True
     )
-    return True
+    return submitted[1]
 
 
 def claim(folder: Path, checkpoint: str) -> None:

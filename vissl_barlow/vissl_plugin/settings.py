@@ -68,6 +68,11 @@ class Settings:
         "before they are killed",
         above=0,
     )
+    SLURM_TIME_LIMITS: int = _key(
+        100,
+        "how often a job that met its time limit is submitted anew (submitit's `max_num_timeout`)",
+        at_least=0,
+    )
     WEIGHTS_TRUNK: str = _key(
         "",
         "which trunk of `MODEL.WEIGHTS_INIT.PARAMS_FILE`, where it holds several: its names' prefix "

@@ -45,6 +45,11 @@ def check_classifier(cfg) -> None:
             ) from None
 
 
+def _waits_for_a_job(cfg) -> bool:
+    """Whether this submits a job that begins after another one, which may leave the weights."""
+    return cfg.SLURM.USE_SLURM and "dependency" in cfg.SLURM.ADDITIONAL_PARAMETERS
+
+
 def check_features(cfg) -> None:
     """Raises ConfigError unless what pools the features, and the heads on them, fit the images."""
     settings = cfg.MODEL.FEATURE_EVAL_SETTINGS
@@ -97,6 +102,11 @@ def check_weights(cfg) -> None:
         needed = heads_must_be_loaded(cfg)
         model_weights(model_on_meta(cfg), path, cfg.BARLOW.WEIGHTS_TRUNK, with_heads=needed)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and _waits_for_a_job(cfg):
+            logging.info(
+                "config.%s=%s is not there yet: a job before this one may leave it", key, path
+            )
+            return
         remedy = (
             f"cannot be read ({error.strerror}); name a pretrained checkpoint (docs/evaluation.md)"
         )

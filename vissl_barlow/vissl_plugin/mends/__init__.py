@@ -46,6 +46,7 @@ MENDS = (
     launcher.end_processes_together,
     launcher.end_by_ctrl_c,
     launcher.set_process_group_timeout,
+    launcher.submit_to_slurm_what_it_takes,
 )
 
 

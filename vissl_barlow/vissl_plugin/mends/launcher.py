@@ -4,13 +4,16 @@ import functools
 from datetime import timedelta
 from pathlib import Path
 
+import submitit
 import torch
 import torch.distributed as dist
+from submitit.core.utils import FailedJobError
 from vissl.trainer import SelfSupervisionTrainer
 from vissl.utils import distributed_launcher
 from vissl.utils.env import get_machine_local_and_dist_rank
 
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
+from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.run.experiment import refuse_other_experiment
 from vissl_barlow.vissl_plugin.run.lock import lock, unlock
 from vissl_barlow.vissl_plugin.run.processes import spawn as spawn_together
@@ -95,3 +98,35 @@ def set_process_group_timeout() -> None:
             return original(trainer, use_gpu)
         finally:
             dist.init_process_group = init
+
+
+def submit_to_slurm_what_it_takes() -> None:
+    """vissl/utils/distributed_launcher.py:219 (`launch_distributed_on_slurm`): what a job asks for.
+
+    Faults of VISSL 0.1.6: a job on CPUs asks for GPUs, which SLURM refuses; submitit gives a job up
+    that has met its time limit three times, where a long pretraining on a partition of a day meets it
+    five times and more; and what SLURM refuses ends in a traceback. The runner has imported VISSL's
+    function by its name, so that only what this calls can be replaced.
+    """
+
+    def is_job_of_ours(executor, job, *args, **kwargs) -> bool:
+        return isinstance(job, distributed_launcher._ResumableSlurmJob) and "BARLOW" in job.config
+
+    @wrap(submitit.AutoExecutor, "submit", applies=is_job_of_ours)
+    def submit(original, executor, job, *args, **kwargs):
+        cfg = job.config
+        chosen = executor._executor
+        if isinstance(chosen, submitit.SlurmExecutor):  # not on a machine without SLURM
+            chosen.max_num_timeout = cfg.BARLOW.SLURM_TIME_LIMITS
+            if cfg.MACHINE.DEVICE != "gpu":
+                chosen.parameters.pop("gpus_per_node", None)
+        try:
+            return original(executor, job, *args, **kwargs)
+        except FailedJobError as error:
+            said = [line.removeprefix("sbatch: error: ") for line in str(error).splitlines()]
+            raise ConfigError(
+                "SLURM",
+                f"{{PARTITION: {cfg.SLURM.PARTITION}, ...}}",
+                f"sbatch refuses the job ({'; '.join(filter(None, said))}); set the keys of this "
+                "section to what the cluster has",
+            ) from None
