@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,10 @@ from vissl_barlow.paths import PACKAGE
 from vissl_barlow.version import __version__
 
 PROVENANCE_FILE = "barlow_run.json"
+
+# When this process began the starts that it has noted, by folder and the time noted, in seconds of a
+# clock that nobody sets.
+_began: dict[tuple[Path, str], float] = {}
 
 
 def command_line() -> list[str]:
@@ -70,7 +75,9 @@ def write_provenance(
     Raises:
         OSError: the weights are there but cannot be read, or the folder cannot be written.
     """
-    _write(folder, [*read_provenance(folder), provenance(seed, command, weights, processes)])
+    start = provenance(seed, command, weights, processes)
+    _began[folder, start["started"]] = time.monotonic()
+    _write(folder, [*read_provenance(folder), start])
 
 
 def note_hours(folder: Path) -> None:
@@ -81,8 +88,13 @@ def note_hours(folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     *earlier, last = read_provenance(folder)
-    elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
-    _write(folder, [*earlier, {**last, "hours": round(elapsed.total_seconds() / 3600, 4)}])
+    began = _began.get((folder, last["started"]))
+    if began is None:  # of another process, whose clock is the wall's
+        elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
+        seconds = max(elapsed.total_seconds(), 0.0)
+    else:
+        seconds = time.monotonic() - began
+    _write(folder, [*earlier, {**last, "hours": round(seconds / 3600, 4)}])
 
 
 def read_provenance(folder: Path) -> list[dict]:

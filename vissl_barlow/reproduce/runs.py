@@ -17,6 +17,7 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from vissl_barlow.atomic_files import file_state
 from vissl_barlow.provenance import PROVENANCE_FILE, file_sha256, read_provenance
 from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
@@ -120,12 +121,11 @@ class Run:
 
 def _sha256(path: Path) -> str:
     """`file_sha256`, once for all the runs that name the file: it may have gigabytes."""
-    state = path.stat()
-    return _sha256_of(path.resolve(), state.st_mtime_ns, state.st_size)
+    return _sha256_of(path.resolve(), file_state(path))
 
 
 @functools.cache
-def _sha256_of(path: Path, *state: int) -> str:
+def _sha256_of(path: Path, state: tuple[int, ...]) -> str:
     return file_sha256(path)
 
 

@@ -29,6 +29,10 @@ def test_an_inspection_says_what_a_checkpoint_holds_and_reads_it_once(tmp_path, 
     monkeypatch.setattr(torch, "load", None)
     assert inspect(str(path)) == expected
     monkeypatch.undo()
+    status = path.stat()
+    path.write_bytes(bytes(status.st_size))
+    os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    assert inspect(path) is None  # another file, of the same size and time
     torch.save({"other": 1}, path)
     assert inspect(path) == Inspection(-1, {}, {})
     path.write_bytes(b"")

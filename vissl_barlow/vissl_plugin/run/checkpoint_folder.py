@@ -9,10 +9,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vissl_barlow.atomic_files import file_state
 from vissl_barlow.checkpoint import CheckpointError, read_checkpoint
 
 _NAME = re.compile(r"model_(phase|iteration)(\d+)\.torch")
 _KINDS = ("phase", "iteration")
+# VISSL's link to the checkpoint it wrote last.
+LINK = "checkpoint.torch"
 
 
 class Inspection(NamedTuple):
@@ -35,14 +38,14 @@ def inspect(path: str | os.PathLike) -> Inspection | None:
     """
     path = Path(path)
     try:
-        status = path.stat()
+        state = file_state(path)
     except FileNotFoundError:
         return None
-    return _inspect(path, status.st_size, status.st_mtime_ns)
+    return _inspect(path, state)
 
 
 @functools.lru_cache(maxsize=64)
-def _inspect(path: Path, size: int, mtime_ns: int) -> Inspection | None:
+def _inspect(path: Path, state: tuple[int, ...]) -> Inspection | None:
     try:
         checkpoint = read_checkpoint(path)
         if not isinstance(checkpoint, Mapping):
@@ -112,22 +115,32 @@ def whole_checkpoints(folder: str | os.PathLike) -> Iterator[tuple[int, bool, Pa
     return heapq.merge(*map(whole, _KINDS), reverse=True)
 
 
-def remove_old_checkpoints(folder: str | os.PathLike, keep: int, every_epochs: int) -> None:
-    """Leaves the `keep` last written checkpoints of each kind, the final one and the milestones.
+def remove_old_checkpoints(
+    folder: str | os.PathLike, keep: int, every_epochs: int, *, steps: int, steps_per_epoch: int
+) -> None:
+    """Leaves the last `keep` checkpoints of each kind, the final one and the milestones.
+
+    Their order is that of the steps done, which the names tell; clocks of file servers run behind.
+    Checkpoints of more steps than the run has done are of one that it was told not to resume, and go
+    first. The newest and what `checkpoint.torch` leads to stay in any case.
 
     Args:
         folder: the run's checkpoint folder.
         keep: 0 keeps all.
         every_epochs: the checkpoint after every so many epochs is a milestone; 0: none is.
+        steps: that the run has done, in all its epochs; a checkpoint was just written after them.
+        steps_per_epoch: 1 or more.
     """
     if keep < 1:
         return
+    linked = Path(folder, LINK).resolve().name
+    # The number in the name of the last one that this run can have written.
+    last = {"phase": steps // steps_per_epoch - 1, "iteration": steps}
     for kind in _KINDS:
-        # By time: a run told not to resume counts from 0 beside an older run's larger numbers.
-        written = sorted(_numbered(folder, kind), key=lambda n: n[1].stat().st_mtime_ns)
-        for number, path in written[:-keep]:
+        found = sorted(_numbered(folder, kind), key=lambda n: (n[0] <= last[kind], n[0]))
+        for number, path in found[:-keep]:
             is_milestone = kind == "phase" and every_epochs and (number + 1) % every_epochs == 0
-            if not is_milestone:
+            if not is_milestone and path.name != linked:
                 path.unlink(missing_ok=True)
 
 
