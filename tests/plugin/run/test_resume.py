@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from interrupted_runs import SHORT, checkpoints
+from saved_states import write_state
 from vissl.config import AttrDict
 
 import vissl_barlow
@@ -18,8 +19,7 @@ def save(folder: Path, *steps_by_name: str) -> None:
     """Writes checkpoints given as "NAME@STEPS", in this order, a second apart."""
     for second, text in enumerate(steps_by_name):
         name, _, steps = text.partition("@")
-        path = folder / f"model_{name}.torch"
-        torch.save({"iteration": int(steps)}, path)
+        path = write_state(folder, name, int(steps))
         os.utime(path, (second, second))
 
 
@@ -56,6 +56,19 @@ def test_an_earlier_one_or_none_on_demand(tmp_path):
     assert resumed(tmp_path, LATEST_CHECKPOINT_RESUME_FILE_NUM=2) == "model_iteration12.torch"
     assert resumed(tmp_path, LATEST_CHECKPOINT_RESUME_FILE_NUM=9) == "model_phase0.torch"
     assert resumed(tmp_path, AUTO_RESUME=False) is None
+
+
+def test_a_link_to_resume_from_that_leads_to_a_damaged_one_is_left(server, tmp_path):
+    server.finish(tmp_path, "config.OPTIMIZER.num_epochs=2")
+    final = tmp_path / "model_final_checkpoint_phase1.torch"
+    final.write_bytes(final.read_bytes()[:1000])
+    run = server.finish(
+        tmp_path,
+        "config.OPTIMIZER.num_epochs=2",
+        "config.CHECKPOINT.USE_SYMLINK_CHECKPOINT_FOR_RESUME=true",
+    )
+    assert f"checkpoint passed over: {tmp_path}/checkpoint.torch" in run.output
+    assert run.steps() == [*range(1, 17), *range(9, 17)]
 
 
 def test_damaged_ones_are_passed_over_and_nothing_but_damaged_ones_refused(tmp_path):

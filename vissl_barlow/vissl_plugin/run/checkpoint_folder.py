@@ -5,12 +5,13 @@ import heapq
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vissl_barlow.atomic_files import file_state
 from vissl_barlow.checkpoint import CheckpointError, read_checkpoint
+from vissl_barlow.vissl_plugin.run.saved_state import why_not_a_runs
 
 _NAME = re.compile(r"model_(phase|iteration)(\d+)\.torch")
 _KINDS = ("phase", "iteration")
@@ -21,9 +22,9 @@ LINK = "checkpoint.torch"
 class Inspection(NamedTuple):
     """What is asked of a checkpoint before its run resumes."""
 
-    # Steps done; -1 where the file does not say.
+    # Steps done.
     iteration: int
-    # Of the trunk's and the heads' tensors, by their names; empty where the file has no such part.
+    # Of the trunk's and the heads' tensors, by their names.
     trunk: dict[str, tuple[int, ...]]
     heads: dict[str, tuple[int, ...]]
     # Of which experiment it is (`run/experiment.py`); None where the file does not say.
@@ -31,7 +32,8 @@ class Inspection(NamedTuple):
 
 
 def inspect(path: str | os.PathLike) -> Inspection | None:
-    """Reads a checkpoint in full, checksums included; None if it is damaged, which is reported.
+    """Reads a checkpoint in full, checksums included; None if it is damaged or holds what no run of
+    this plugin has written (`saved_state.py`), which is reported.
 
     A file is read once per process, and again only if it has changed: a resume asks which checkpoint
     is whole when the config is validated, then for its shapes, and again which one at launch.
@@ -48,20 +50,17 @@ def inspect(path: str | os.PathLike) -> Inspection | None:
 def _inspect(path: Path, state: tuple[int, ...]) -> Inspection | None:
     try:
         checkpoint = read_checkpoint(path)
-        if not isinstance(checkpoint, Mapping):
-            raise CheckpointError(f"{path}: holds no checkpoint of VISSL's")
+        if reason := why_not_a_runs(checkpoint, path.resolve().name):
+            raise CheckpointError(f"{path}: {reason}")
     except (CheckpointError, OSError) as error:
         logging.warning("checkpoint passed over: %s", error)
         return None
-    model: Any = checkpoint
-    for key in ("classy_state_dict", "base_model", "model"):
-        model = model.get(key, {})
+    saved = checkpoint["classy_state_dict"]
     trunk, heads = (
-        {name: tuple(tensor.shape) for name, tensor in model.get(part, {}).items()}
+        {name: tuple(tensor.shape) for name, tensor in saved["base_model"]["model"][part].items()}
         for part in ("trunk", "heads")
     )
-    experiment = checkpoint.get("classy_state_dict", {}).get("experiment")
-    return Inspection(int(checkpoint.get("iteration", -1)), trunk, heads, experiment)
+    return Inspection(checkpoint["iteration"], trunk, heads, saved.get("experiment"))
 
 
 def final_checkpoints(folder: str | os.PathLike) -> list[Inspection]:

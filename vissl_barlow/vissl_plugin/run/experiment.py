@@ -21,9 +21,8 @@ from vissl_barlow.experiment import IRRELEVANT_KEYS
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import Inspection, final_checkpoints, inspect
+from vissl_barlow.vissl_plugin.run.saved_state import BATCH, EPOCHS
 
-EPOCHS = "OPTIMIZER.num_epochs"
-BATCH = "global batch (DATA.TRAIN.BATCHSIZE_PER_REPLICA times the number of processes)"
 WEIGHTS = "MODEL.WEIGHTS_INIT.PARAMS_FILE"
 PROCESSES = "processes"
 _SYNCHRONISED = "MODEL.SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN"
