@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,10 @@ from vissl_barlow.run_files import CONFIG_FILE, NEXT_CONFIG_FILE
 from vissl_barlow.version import __version__
 
 PROVENANCE_FILE = "barlow_run.json"
+
+# When this process began the starts that it has noted, by folder and the time noted, in seconds of a
+# clock that nobody sets.
+_began: dict[tuple[Path, str], float] = {}
 
 
 def command_line() -> list[str]:
@@ -87,6 +92,7 @@ def write_provenance(
         OSError: the weights are there but cannot be read, or the folder cannot be written.
     """
     start = provenance(seed, command, weights, processes, data or {})
+    _began[folder, start["started"]] = time.monotonic()
     if anew is not None:
         start |= {"anew": anew, "left": False}
     _write(folder, [*filter(_left, read_provenance(folder)), start])
@@ -133,8 +139,13 @@ def note_hours(folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     *earlier, last = read_provenance(folder)
-    elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
-    _write(folder, [*earlier, {**last, "hours": round(elapsed.total_seconds() / 3600, 4)}])
+    began = _began.get((folder, last["started"]))
+    if began is None:  # of another process, whose clock is the wall's
+        elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
+        seconds = max(elapsed.total_seconds(), 0.0)
+    else:
+        seconds = time.monotonic() - began
+    _write(folder, [*earlier, {**last, "hours": round(seconds / 3600, 4)}])
 
 
 def read_provenance(folder: Path) -> list[dict]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -81,6 +82,25 @@ def test_the_hours_are_those_since_the_last_start(tmp_path):
     first, last = read_provenance(tmp_path)
     assert first["hours"] is None
     assert last["hours"] == pytest.approx(2.5, abs=0.01)
+
+
+def test_a_clock_that_is_set_back_takes_no_hours_away(tmp_path, monkeypatch):
+    from vissl_barlow import provenance
+
+    class SetBack(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) - timedelta(hours=3)
+
+    write_provenance(tmp_path, 0, [])
+    began = time.monotonic()
+    monkeypatch.setattr(provenance, "datetime", SetBack)
+    monkeypatch.setattr(provenance.time, "monotonic", lambda: began + 1800)
+    note_hours(tmp_path)
+    assert read_provenance(tmp_path)[-1]["hours"] == pytest.approx(0.5, abs=0.1)
+    provenance._began.clear()  # another process, which has the wall's clock alone
+    note_hours(tmp_path)
+    assert read_provenance(tmp_path)[-1]["hours"] == 0
 
 
 def test_the_hash_is_of_the_content(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 from hydra.errors import HydraException
 
+from vissl_barlow.atomic_files import file_state
 from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, file_sha256
 from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.departures import data_departures, model_departures
@@ -149,12 +150,11 @@ def _on_digits(config: str, settings: frozenset[str]) -> bool:
 
 def _sha256(path: Path) -> str:
     """`file_sha256`, once for all the runs that name the file: it may have gigabytes."""
-    state = path.stat()
-    return _sha256_of(path.resolve(), state.st_mtime_ns, state.st_size)
+    return _sha256_of(path.resolve(), file_state(path))
 
 
 @functools.cache
-def _sha256_of(path: Path, *state: int) -> str:
+def _sha256_of(path: Path, state: tuple[int, ...]) -> str:
     return file_sha256(path)
 
 

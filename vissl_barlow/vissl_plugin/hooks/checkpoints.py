@@ -42,6 +42,8 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
                     task.checkpoint_folder,
                     settings.KEEP_CHECKPOINTS,
                     settings.KEEP_EVERY_EPOCHS,
+                    steps=task.iteration,
+                    steps_per_epoch=task.max_iteration // last,
                 )
         except OSError as error:
             if mode == "phase" and task.train_phase_idx == last - 1:

@@ -14,6 +14,7 @@ from vissl.utils.env import get_machine_local_and_dist_rank
 
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.run.checkpoint_folder import LINK, inspect
 from vissl_barlow.vissl_plugin.run.experiment import refuse_other_experiment
 from vissl_barlow.vissl_plugin.run.lock import lock, unlock
 from vissl_barlow.vissl_plugin.run.processes import spawn as spawn_together
@@ -39,6 +40,9 @@ def lock_checkpoint_folder() -> None:
         folder = original(cfg)
         if get_machine_local_and_dist_rank()[1] == 0:
             lock(Path(folder))
+        link, settings = Path(folder, LINK), cfg.CHECKPOINT
+        if settings.USE_SYMLINK_CHECKPOINT_FOR_RESUME and link.exists() and inspect(link) is None:
+            settings.USE_SYMLINK_CHECKPOINT_FOR_RESUME = False  # the one before, then
         # Again: between the checks and this moment (a queue, a lock) another run may have been here.
         refuse_other_experiment(cfg)
         return folder
