@@ -10,6 +10,11 @@ from vissl.utils import hydra_config
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.checks.data import check_data_keys, complete_lists
+from vissl_barlow.vissl_plugin.checks.dry_run import (
+    check_batch_norm,
+    check_last_batch,
+    check_passes,
+)
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
     check_weights,
@@ -82,7 +87,8 @@ def check(cfg, engine_name: str = "train") -> None:
         with refusals:
             check_one(cfg)
     splits = []
-    if engine_name == "train" and not cfg.TEST_ONLY:
+    trains = engine_name == "train" and not cfg.TEST_ONLY
+    if trains:
         splits.append("TRAIN")
         for check_one in (check_batch, check_schedule):
             with refusals:
@@ -97,10 +103,16 @@ def check(cfg, engine_name: str = "train") -> None:
         check_labels(cfg, splits, classes)
     with refusals:
         check_model(cfg)
+        check_passes(cfg, splits)
+        if trains:
+            with refusals:
+                check_batch_norm(cfg)
         if classes is not None:
             check_classifier(cfg, classes)
         check_weights(cfg)
     refusals.raise_all()
+    if trains:
+        check_last_batch(cfg)
     check_checkpoints(cfg)
 
 
