@@ -124,13 +124,14 @@ def test_depth_without_a_resnet(tmp_path):
 def test_global_batch_of_one(tmp_path):
     message = refusal(tmp_path, "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=1")
     assert message.startswith("config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=1: the global batch is 1")
-    # Two processes of one image each are a batch of two.
-    resolve(
-        tmp_path / "run",
-        DIGITS,
+    # Two processes of one image each are a batch of two, but not to batch normalisation.
+    two = (
         "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=1",
         "config.DISTRIBUTED.NUM_PROC_PER_NODE=2",
     )
+    assert "would see one image at a time" in refusal(tmp_path, *two)
+    synchronised = "config.MODEL.SYNC_BN_CONFIG={CONVERT_BN_TO_SYNC_BN:true,GROUP_SIZE:0}"
+    resolve(tmp_path / "run", DIGITS, *two, synchronised)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

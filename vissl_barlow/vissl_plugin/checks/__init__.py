@@ -11,9 +11,13 @@ from vissl.utils import hydra_config
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.checks.data import check_data_keys, name_digits
+from vissl_barlow.vissl_plugin.checks.dry_run import (
+    check_batch_norm,
+    check_last_batch,
+    check_passes,
+)
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
-    check_features,
     check_weights,
     classifier_outputs,
 )
@@ -99,7 +103,8 @@ def check(cfg, engine_name: str = "train") -> None:
         with refusals:
             check_one(cfg)
     splits = []
-    if engine_name == "train" and not cfg.TEST_ONLY:
+    trains = engine_name == "train" and not cfg.TEST_ONLY
+    if trains:
         splits.append("TRAIN")
         for check_one in (check_batch, check_schedule, settle_probe):
             with refusals:
@@ -118,9 +123,12 @@ def check(cfg, engine_name: str = "train") -> None:
         check_unread(cfg, splits)
     with refusals:
         check_model(cfg)
+        check_passes(cfg, splits)
+        if trains:
+            with refusals:
+                check_batch_norm(cfg)
         if classes is not None:
             check_classifier(cfg)
-        check_features(cfg)
         check_weights(cfg)
     refusals.raise_all()
     for split in splits:  # of images that are there, and can be read
@@ -128,6 +136,9 @@ def check(cfg, engine_name: str = "train") -> None:
             check_number(cfg, split)
     with refusals:
         check_test_views(cfg)
+    if trains:
+        with refusals:
+            check_last_batch(cfg)
     refusals.raise_all()
     check_checkpoints(cfg)
 

@@ -2,6 +2,7 @@
 
 import os
 
+from classy_vision.losses import LOSS_REGISTRY
 from vissl.utils import checkpoint as vissl_checkpoint
 
 from vissl_barlow.vissl_plugin.checks.common import model_on_meta, world_size
@@ -10,7 +11,14 @@ from vissl_barlow.vissl_plugin.hooks import pretrains
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import inspect
 
 
+def correlates(cfg) -> bool:
+    """Whether the loss is one of the plugin's, of statistics over the batch."""
+    return hasattr(LOSS_REGISTRY.get(cfg.LOSS.name), "models")
+
+
 def check_batch(cfg) -> None:
+    if not correlates(cfg):
+        return
     batch = cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA * world_size(cfg)
     if batch < 2:
         raise ConfigError(
