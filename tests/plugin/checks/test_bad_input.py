@@ -247,3 +247,11 @@ def test_a_checkpoint_folder_without_a_name(tmp_path, given, remedy):
         resolve(tmp_path, DIGITS, f"config.CHECKPOINT.DIR={given.format(folder=tmp_path)}")
     assert remedy in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_clipped_gradients_under_a_loss_scale(tmp_path):
+    clip = ("config.MODEL.GRAD_CLIP.USE_GRAD_CLIP=true", "config.MODEL.AMP_PARAMS.USE_AMP=true")
+    resolve(tmp_path, DIGITS, *clip)  # bfloat16 has no scale
+    on_gpu = ("config.BARLOW.AMP_DTYPE=float16", "config.MACHINE.DEVICE=gpu")
+    with pytest.raises(ConfigError, match="VISSL clips before the float16 loss scale is taken out"):
+        resolve(tmp_path, DIGITS, *clip, *on_gpu, "config.SLURM.USE_SLURM=true")

@@ -35,6 +35,7 @@ from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_mod
 from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
     check_checkpoints,
+    check_clipping,
     check_schedule,
     check_test_views,
 )
@@ -106,7 +107,7 @@ def check(cfg, engine_name: str = "train") -> None:
     trains = engine_name == "train" and not cfg.TEST_ONLY
     if trains:
         splits.append("TRAIN")
-        for check_one in (check_batch, check_schedule, settle_probe):
+        for check_one in (check_batch, check_schedule, check_clipping, settle_probe):
             with refusals:
                 check_one(cfg)
     if cfg.TEST_MODEL or probes(cfg) or cfg.TEST_ONLY or engine_name != "train":

@@ -28,6 +28,18 @@ def check_batch(cfg) -> None:
         )
 
 
+def check_clipping(cfg) -> None:
+    """Raises ConfigError where VISSL's hook would clip gradients while the loss scale is in."""
+    scaled = cfg.MODEL.AMP_PARAMS.USE_AMP and cfg.BARLOW.AMP_DTYPE == "float16"
+    if pretrains(cfg) and scaled and cfg.MODEL.GRAD_CLIP.USE_GRAD_CLIP:
+        raise ConfigError(
+            "MODEL.GRAD_CLIP.USE_GRAD_CLIP",
+            True,
+            "VISSL clips before the float16 loss scale is taken out, so every step would be cut down "
+            "to nothing; set it to false, or config.BARLOW.AMP_DTYPE=bfloat16",
+        )
+
+
 def check_test_views(cfg) -> None:
     """Raises ConfigError for a test phase of a pretraining whose images come without two views."""
     if not (cfg.TEST_MODEL and pretrains(cfg)):
