@@ -2,11 +2,17 @@
 `imagenet1k_knn` on digits, as a user runs them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from digits_on_disk import OVERLAY
+from gloo import run_gloo
 from vissl_runs import run_engines, succeeded
+
+from vissl_barlow.reproduce.results import read_accuracy
 
 LINEAR = "config=benchmark/vissl_barlow/imagenet1k_linear"
 KNN = "config=benchmark/vissl_barlow/imagenet1k_knn"
@@ -23,29 +29,12 @@ def last_accuracy(folder) -> float:
     return next(iter(meters[-1]["top_1"].values()))
 
 
-@pytest.fixture(scope="module")
-def trained(checkpoints, digits_on_disk, tmp_path_factory):
-    """The folder of a linear classifier after two epochs."""
-    folder = tmp_path_factory.mktemp("linear")
-    succeeded(
-        run_engines(
-            folder,
-            *(LINEAR, OVERLAY, *digits_on_disk.folders()),
-            f"{WEIGHTS}={checkpoints['pretrained']}",
-            "config.OPTIMIZER.num_epochs=2",
-            f"config.CHECKPOINT.DIR={folder}",
-        )
-    )
-    return folder
-
-
 def evaluate(folder, digits_on_disk, weights, *overrides):
     folder.mkdir()
     return run_engines(
         folder,
         *(LINEAR, OVERLAY, *digits_on_disk.folders()),
         "config.TEST_ONLY=true",
-        "config.OPTIMIZER.num_epochs=1",
         f"{WEIGHTS}={weights}",
         f"config.CHECKPOINT.DIR={folder}",
         *overrides,
@@ -57,6 +46,10 @@ def test_a_trained_classifier_is_evaluated_and_no_other(
 ):
     succeeded(evaluate(tmp_path / "again", digits_on_disk, trained / "checkpoint.torch"))
     again = last_accuracy(tmp_path / "again")
+    # Once, whatever the epochs of the training were (100), and read as the result of one is.
+    (tested,) = (tmp_path / "again" / "metrics.json").read_text().splitlines()
+    assert read_accuracy(tmp_path / "again" / "metrics.json")["top-1"] == again
+    assert json.loads(tested)["train_phase_idx"] == 99
     assert again == pytest.approx(last_accuracy(trained), abs=ROUNDING)
     assert again > 40  # a random one has 10
     key = f"vissl_barlow: {WEIGHTS}="
@@ -105,3 +98,34 @@ def test_features_are_of_each_image_once(checkpoints, digits_on_disk, tmp_path, 
         files = sorted(tmp_path.glob(f"rank*_{split}_res5avg_inds.npy"))
         indices = np.concatenate([np.load(file) for file in files])
         assert sorted(indices) == list(range(images))
+
+
+SCORES = torch.randn(IMAGES, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+LABELS = torch.arange(IMAGES) % 4
+
+
+def step_losses(rank: int, batch: int) -> list[float]:
+    """What VISSL's step takes for the loss of each of its test steps, on this process."""
+    import vissl_barlow
+
+    vissl_barlow.register()
+    from vissl_barlow.vissl_plugin.components.every_image import ordered_sampler, test_loss
+
+    task = SimpleNamespace(last_batch=SimpleNamespace())
+    losses = []
+    for indices in torch.tensor(list(ordered_sampler(range(IMAGES), None))).split(batch):
+        task.last_batch.sample = {"data_idx": [indices[:, None]]}
+        loss = test_loss(torch.nn.functional.cross_entropy, task)(SCORES[indices], LABELS[indices])
+        loss = loss.double()
+        dist.all_reduce(loss)
+        losses.append(loss.item() / dist.get_world_size())
+    return losses
+
+
+@pytest.mark.parametrize(("processes", "batch"), [(2, 2), (3, 2), (3, 4)])
+def test_the_test_loss_is_over_each_image_once(processes, batch):
+    found = run_gloo(step_losses, processes, batch)
+    images = torch.arange(IMAGES).split(processes * batch)
+    expected = [torch.nn.functional.cross_entropy(SCORES[i], LABELS[i]).item() for i in images]
+    for losses in found:
+        assert losses == pytest.approx(expected, abs=1e-12)
