@@ -109,9 +109,9 @@ def _problem(start: object) -> str | None:
         if key not in start:
             return f"it has no {key}"
         if not fits(start[key]):
-            return f"its {key} is none"
+            return f"its {key} has another shape"
     if not _is_data(start.get("data")):
-        return "its data is none"
+        return "its data has another shape"
     return None
 
 
