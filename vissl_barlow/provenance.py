@@ -14,6 +14,7 @@ import torch
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.libraries import checkout_commit, library_sources, library_versions
 from vissl_barlow.paths import PACKAGE
+from vissl_barlow.run_files import CONFIG_FILE, NEXT_CONFIG_FILE
 from vissl_barlow.version import __version__
 
 PROVENANCE_FILE = "barlow_run.json"
@@ -57,8 +58,11 @@ def write_provenance(
     *,
     weights: str | os.PathLike | None = None,
     processes: int = 1,
+    anew: bool | None = None,
 ) -> None:
     """Appends this start to the run's provenance: a list, one entry per start or resume.
+
+    Earlier starts that left nothing, as far as it is known, are taken out.
 
     Args:
         folder: the run's.
@@ -66,11 +70,49 @@ def write_provenance(
         command: the command line the user typed; a spawned worker's own is another.
         weights: the checkpoint the run starts from, which is hashed; None or "" for a random start.
         processes: over all machines.
+        anew: whether it begins from nothing, where False is a resume: `note_left` is then to be called
+            when the start has left something. None: nobody will tell.
 
     Raises:
         OSError: the weights are there but cannot be read, or the folder cannot be written.
     """
-    _write(folder, [*read_provenance(folder), provenance(seed, command, weights, processes)])
+    start = provenance(seed, command, weights, processes)
+    if anew is not None:
+        start |= {"anew": anew, "left": False}
+    _write(folder, [*filter(_left, read_provenance(folder)), start])
+
+
+def note_left(folder: Path) -> None:
+    """Notes that the last start has left a checkpoint or a result.
+
+    If it began anew, these have taken the place of what earlier starts left, and it is the only one; so
+    has its config.
+
+    Raises:
+        ValueError: no start was written to `folder`.
+        OSError: the folder cannot be written.
+    """
+    *earlier, last = read_provenance(folder)
+    if not _left(last):
+        _write(folder, [*([] if last["anew"] else earlier), {**last, "left": True}])
+        if (config := folder / NEXT_CONFIG_FILE).exists():
+            config.replace(folder / CONFIG_FILE)
+
+
+def has_left_something(folder: Path) -> bool:
+    """Whether one of the starts in `folder` left a checkpoint or a result."""
+    return any(map(_left, read_provenance(folder)))
+
+
+def counted_starts(starts: Sequence[dict]) -> list[dict]:
+    """Those that the content of the run's folder is of: not those that left nothing, but for the last
+    where none left anything."""
+    return [*filter(_left, starts)] or [*starts[-1:]]
+
+
+def _left(start: dict) -> bool:
+    """Whether a start left anything; those of earlier versions do not say, and may have."""
+    return start.get("left", True)
 
 
 def note_hours(folder: Path) -> None:

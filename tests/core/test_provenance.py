@@ -9,8 +9,11 @@ import pytest
 import vissl_barlow
 from vissl_barlow.provenance import (
     PROVENANCE_FILE,
+    counted_starts,
     file_sha256,
+    has_left_something,
     note_hours,
+    note_left,
     read_provenance,
     write_provenance,
 )
@@ -34,6 +37,35 @@ def test_every_start_is_appended_with_what_made_it(tmp_path):
     assert first["command"] == ["python", "-m", "x"] and first["hours"] is None
     assert first["versions"]["vissl_barlow"] == vissl_barlow.__version__
     assert first["versions"]["torch"] and "vissl" in first["versions"]
+
+
+def test_a_start_that_left_nothing_is_not_the_runs(tmp_path):
+    def commands(starts) -> list[str]:
+        return [command for start in starts for command in start["command"]]
+
+    def start(command: str, anew: bool) -> None:
+        write_provenance(tmp_path, 0, [command], anew=anew)
+
+    assert not has_left_something(tmp_path)
+    start("failed", anew=True)
+    assert commands(counted_starts(read_provenance(tmp_path))) == ["failed"]
+    assert not has_left_something(tmp_path)
+    start("first", anew=True)
+    note_left(tmp_path)
+    start("failed resume", anew=False)
+    assert commands(counted_starts(read_provenance(tmp_path))) == ["first"]
+    start("resume", anew=False)
+    note_left(tmp_path)
+    note_left(tmp_path)
+    start("failed", anew=True)
+    assert commands(counted_starts(read_provenance(tmp_path))) == ["first", "resume"]
+    start("another", anew=True)
+    assert commands(read_provenance(tmp_path)) == ["first", "resume", "another"]
+    (tmp_path / "train_config.yaml").write_text("the run's")
+    (tmp_path / "train_config.next.yaml").write_text("another's")
+    note_left(tmp_path)
+    assert commands(read_provenance(tmp_path)) == ["another"]
+    assert (tmp_path / "train_config.yaml").read_text() == "another's"
 
 
 def test_the_hours_are_those_since_the_last_start(tmp_path):

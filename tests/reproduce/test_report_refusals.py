@@ -87,6 +87,15 @@ def test_a_number_without_its_runs_files_is_refused(tmp_path, main_run, damage, 
     assert "evaluated" in (out / "report.html").read_text()
 
 
+def test_a_start_that_left_nothing_binds_no_run(tmp_path, main_run):
+    """Neither its settings nor its processes are those of the numbers."""
+    folder = linear(tmp_path / "runs" / "evaluated", main_run, 70.0)
+    starts = json.loads((folder / "barlow_run.json").read_text())
+    other = start(vissl_command(LINEAR, "config.OPTIMIZER.nesterov=true"), processes=3)
+    write(folder, *starts, {**other, "anew": True, "left": False})
+    assert 70.0 in measured(report(tmp_path)).values()
+
+
 def test_a_copied_run_counts_once_as_it_went_on(tmp_path, main_run, capsys):
     folder = linear(tmp_path / "runs" / "evaluated", main_run, 70.0)
     copy = shutil.copytree(folder, tmp_path / "runs" / "backup")

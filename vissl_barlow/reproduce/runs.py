@@ -67,7 +67,7 @@ class Run:
 
     Attributes:
         folder: its own.
-        starts: its provenance, one entry per start or resume.
+        starts: its provenance, one entry per start or resume that left something.
         config: "pretrain/vissl_barlow/NAME", "benchmark/vissl_barlow/NAME", or the name of a Detectron2
             config.
         settings: what it computes otherwise than `config`, as `settings_of` writes it.
@@ -313,7 +313,7 @@ def read_run(folder: Path, root: Path) -> Run:
         raise Refused(f"no {CHECKPOINT}: the weights behind its numbers are gone")
     batch = None
     if has_batch(config) and of_vissl:
-        batch = of_vissl["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"] * starts[-1]["processes"]
+        batch = _global_batch(of_vissl, starts[-1]["processes"])
     settings = list(dict.fromkeys(settings_of(command, batch) for command in commands))
     if len(settings) > 1:
         reasons = "; then ".join(describe(each) or "none" for each in settings)
@@ -362,6 +362,13 @@ def _read_result(folder: Path, config: str) -> dict[str, float]:
 def has_batch(config: str) -> bool:
     """Whether a run of `config` is a training by VISSL, which depends on the global batch."""
     return config.startswith(PRETRAIN_GROUP) or _result_file(config).kind == "accuracy"
+
+
+def _global_batch(resolved: Mapping[str, Any], processes: int) -> int:
+    """Of a resolved config; `processes`: where the config itself does not say how many."""
+    if distributed := resolved.get("DISTRIBUTED"):
+        processes = distributed["NUM_NODES"] * distributed["NUM_PROC_PER_NODE"]
+    return resolved["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"] * processes
 
 
 def expected_settings(config: str, overrides: Sequence[str] = ()) -> frozenset[str]:

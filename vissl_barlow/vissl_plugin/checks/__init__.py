@@ -31,6 +31,7 @@ from vissl_barlow.vissl_plugin.checks.pretraining import (
 )
 from vissl_barlow.vissl_plugin.checks.schema import check_keys, check_settings
 from vissl_barlow.vissl_plugin.checks.task import check_task
+from vissl_barlow.vissl_plugin.checks.tools import check_tool
 from vissl_barlow.vissl_plugin.checks.unknown_names import unknown_config, unknown_key
 from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, RankFailed
 from vissl_barlow.vissl_plugin.settings import complete
@@ -95,6 +96,7 @@ def check(cfg, engine_name: str = "train") -> None:
             check_data_keys(cfg, split)
             check_images(cfg, split)
         check_labels(cfg, splits, classes)
+        check_tool(cfg)
     with refusals:
         check_model(cfg)
         if classes is not None:

@@ -39,6 +39,10 @@ class BarlowProbe(BarlowHook):
             return
         self.folder = Path(task.checkpoint_folder)
         self.sets = [self._labelled_images(task.config, split) for split in ("TRAIN", "TEST")]
+        if (
+            task.checkpoint is None
+        ):  # the figures there are of another run, or of a start that failed
+            (self.folder / PROBE_FILE).unlink(missing_ok=True)
         # A resumed run no longer has the untrained trunk: it finds the figures of its first start.
         if not (self.folder / PROBE_FILE).exists():
             pixels = [images.flatten(1).numpy() for images, _ in self.sets]

@@ -6,6 +6,7 @@ precision and low-shot average. All others leave runs without a `BARLOW` section
 
 from vissl_barlow.vissl_plugin.mends import (
     checkpoints,
+    config,
     data,
     extraction,
     knn_tool,
@@ -20,6 +21,7 @@ MENDS = (
     checkpoints.link_newest_checkpoint_atomically,
     checkpoints.resume_from_newest_whole_checkpoint,
     checkpoints.broadcast_checkpoints_as_one_buffer,
+    config.keep_config_until_replaced,
     tensorboard.write_tensorboard_where_told,
     data.accept_data_paths_without_label_paths,
     data.load_labels_without_code,

@@ -10,7 +10,7 @@ from vissl.models.model_helpers import get_trunk_output_feature_names
 from vissl.trainer.trainer_main import SelfSupervisionTrainer
 from vissl.utils.checkpoint import get_checkpoint_folder
 
-from vissl_barlow.provenance import note_hours
+from vissl_barlow.provenance import note_hours, note_left
 from vissl_barlow.vissl_plugin.hooks.record import record_start
 from vissl_barlow.vissl_plugin.wrap import of_barlow_owner, wrap
 
@@ -26,15 +26,25 @@ def extract_features_anywhere() -> None:
 
     @wrap(SelfSupervisionTrainer, "extract", applies=of_barlow_owner)
     def extract(original, trainer, output_folder):
+        folder = Path(get_checkpoint_folder(trainer.cfg))
         if is_primary():
-            record_start(trainer.cfg)
+            _remove_stale_results(folder)
+            record_start(trainer.cfg, anew=True)
+            note_left(folder)  # what earlier starts left is replaced, from here on
         _remove_stale_features(output_folder)
         if trainer.task.device.type == "cuda":
             original(trainer, output_folder)
         else:
             _extract_on_cpu(trainer, output_folder)
         if is_primary():
-            note_hours(Path(get_checkpoint_folder(trainer.cfg)))
+            note_hours(folder)
+
+
+def _remove_stale_results(folder: Path) -> None:
+    """What the tools made of the features that were there: `knn_tool.py`, `svm_tools.py`."""
+    for pattern in ("knn_*.json", "*/test_ap.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _remove_stale_features(folder: str) -> None:
