@@ -116,11 +116,6 @@ class BarlowTaskBase(SelfSupervisionTask):
             for split, images in self.images.items():
                 logging.info(line_of(split, images))
 
-    def prepare(self, pin_memory: bool = False):
-        prepared = super().prepare(pin_memory=pin_memory)
-        self._say_images()
-        return prepared
-
     def set_hooks(self, hooks: list):
         return super().set_hooks(barlow_hooks(hooks, self.config, self.resumes_within_epochs))
 
@@ -184,6 +179,7 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def prepare(self, pin_memory: bool = False):
         prepared = super().prepare(pin_memory=pin_memory)
+        self._say_images()
         if self.config.TEST_ONLY:
             # That test is of the last epoch's model, and is recorded as the one after training is.
             self.train_phase_idx = self.num_train_phases - 1
