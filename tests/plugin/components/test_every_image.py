@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from digits_on_disk import OVERLAY
 from gloo import run_gloo
-from vissl_runs import run_engines, succeeded
+from vissl_runs import resolve, run_engines, succeeded
 
 from vissl_barlow.reproduce.results import read_accuracy
 
@@ -77,27 +77,80 @@ def test_accuracy_is_over_each_image_once(trained, digits_on_disk, tmp_path, pro
     assert right == pytest.approx(round(right), abs=IMAGES / 100 * ROUNDING)
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_features_are_of_each_image_once(checkpoints, digits_on_disk, tmp_path, processes):
+@pytest.mark.parametrize(("processes", "heads"), [(2, True), (3, False)])
+def test_features_are_of_each_image_once_and_in_order(
+    trained, digits_on_disk, tmp_path, processes, heads
+):
+    """Of the trunk or of the heads on it, from several processes with several files each."""
+    command = (
+        *(KNN, OVERLAY, *digits_on_disk.folders()),
+        f"{WEIGHTS}={trained / 'checkpoint.torch'}",
+        f"config.MODEL.FEATURE_EVAL_SETTINGS.EXTRACT_TRUNK_FEATURES_ONLY={not heads}",
+        "config.DATA.TRAIN.DATA_LIMIT=13",
+        f"config.DATA.TEST.DATA_LIMIT={IMAGES}",
+        "config.DATA.TRAIN.DROP_LAST=true",
+        "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=2",
+        "config.DATA.TEST.BATCHSIZE_PER_REPLICA=2",
+    )
     succeeded(
         run_engines(
             tmp_path,
             "engine_name=extract_features",
-            *(KNN, OVERLAY, *digits_on_disk.folders()),
-            f"{WEIGHTS}={checkpoints['pretrained']}",
-            "config.DATA.TRAIN.DATA_LIMIT=13",
-            f"config.DATA.TEST.DATA_LIMIT={IMAGES}",
-            "config.DATA.TRAIN.DROP_LAST=true",
-            "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=2",
-            "config.DATA.TEST.BATCHSIZE_PER_REPLICA=2",
+            *command,
+            "config.EXTRACT_FEATURES.CHUNK_THRESHOLD=2",
             f"config.DISTRIBUTED.NUM_PROC_PER_NODE={processes}",
             f"config.CHECKPOINT.DIR={tmp_path}",
         )
     )
+    expected = features_one_by_one(tmp_path, command)
     for split, images in (("train", 13), ("test", IMAGES)):
         files = sorted(tmp_path.glob(f"rank*_{split}_res5avg_inds.npy"))
         indices = np.concatenate([np.load(file) for file in files])
         assert sorted(indices) == list(range(images))
+        assert len(files) > processes
+        # As the tools put them together: in the order of the images.
+        merged = merge_features(str(tmp_path), split, "res5avg")
+        assert merged["inds"].tolist() == list(range(images))
+        features, labels = expected[split]
+        assert merged["targets"].flatten().tolist() == labels
+        assert merged["features"].shape[1] == (10 if heads else 256)
+        if split == "test":  # the training images are cropped at random
+            found = merged["features"].reshape(features.shape)
+            np.testing.assert_allclose(found, features, atol=1e-4)
+
+
+def merge_features(*arguments):
+    from vissl.utils import misc
+
+    return misc.merge_features(*arguments)
+
+
+def features_one_by_one(folder, command) -> dict[str, tuple[np.ndarray, list[int]]]:
+    """What the model of an extraction makes of each image of a split, and their labels."""
+    import vissl_barlow
+
+    vissl_barlow.register()
+    from vissl.data import build_dataset
+    from vissl.models import build_model
+
+    from vissl_barlow.vissl_plugin.components.weights import initialise_from
+
+    cfg = resolve(folder, command[0].removeprefix("config="), *command[1:])
+    cfg.MODEL["_MODEL_INIT_SEED"] = 0
+    model = build_model(cfg.MODEL, cfg.OPTIMIZER).eval()
+    initialise_from(model, cfg, extracts=True)
+    found = {}
+    for split in ("TRAIN", "TEST"):
+        dataset = build_dataset(cfg, split)
+        items = [dataset[index] for index in range(len(dataset))]
+        with torch.no_grad():
+            outputs = [model(item["data"][0][None])[0] for item in items]
+        outputs = [output[0] if isinstance(output, list) else output for output in outputs]
+        found[split.lower()] = (
+            torch.cat([output.flatten(1) for output in outputs]).numpy(),
+            [int(item["label"][0]) for item in items],
+        )
+    return found
 
 
 SCORES = torch.randn(IMAGES, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
