@@ -58,9 +58,6 @@ def spawn(fn: Callable, nprocs: int, args: tuple) -> None:
 
 def _run(local_rank: int, fn: Callable, *args) -> None:
     """`fn` in a process of its own, which a request to stop ends until it has something to save."""
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
-        # Its KeyboardInterrupt waits for C code to return, and torch takes it for success.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     let_through()
     fn(local_rank, *args)
 
