@@ -121,6 +121,13 @@ def fails_without(what: str, there: bool) -> Callable[[Place, str], None]:
     return run
 
 
+def is_run_by_the_gate(place: Place, command: str) -> None:
+    """Not run here: it takes minutes, and root. The gate's script has it, and it runs tests."""
+    assert command in (ROOT / ".ci" / "run").read_text()
+    ((*_, folder),) = [words for words in recipe(*command.split()[1:]) if "pytest" in words]
+    assert list((ROOT / folder).glob("test_*.py"))
+
+
 def from_the_network(place: Place, command: str) -> None:
     """Not run: it fetches from outside and compiles for minutes. The message of a machine without
     Detectron2 gives the same line, and the packages for its build fit our own."""
