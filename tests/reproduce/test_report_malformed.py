@@ -150,7 +150,7 @@ def _only_refused(root, folder, reason):
 def test_a_result_of_vissls_tool_of_another_shape(tmp_path, sound, main_run):
     for number, content in enumerate(("1", "{}", '{"mAP": null}', '{"mAP": "x"}', "[]", DEEP)):
         folder = svm(tmp_path / "runs" / f"{number}", main_run / "checkpoint.torch", 0.5)
-        (folder / "res5avg" / "test_ap.json").write_text(content)
+        (folder / "res5" / "test_ap.json").write_text(content)
     assert len(find_runs(tmp_path / "runs").refused) == 6
 
 
