@@ -12,16 +12,26 @@ from pathlib import Path
 
 import torch
 
-from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.libraries import checkout_commit, library_sources, library_versions
 from vissl_barlow.paths import PACKAGE
+from vissl_barlow.patient_files import read_json, replace
 from vissl_barlow.version import __version__
 
 PROVENANCE_FILE = "barlow_run.json"
 
-# When this process began the starts that it has noted, by folder and the time noted, in seconds of a
-# clock that nobody sets.
-_began: dict[tuple[Path, str], float] = {}
+# The starts that this process has noted, by folder, and when, in seconds of a clock that nobody sets.
+_noted: dict[Path, tuple[dict, float]] = {}
+
+# What is read of an entry, here and by the report.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "started": str,
+    "hours": (int, float, type(None)),
+    "command": list,
+    "weights": (dict, type(None)),
+    "seed": int,
+    "processes": int,
+    "hardware": str,
+}
 
 
 def command_line() -> list[str]:
@@ -72,12 +82,16 @@ def write_provenance(
         weights: the checkpoint the run starts from, which is hashed; None or "" for a random start.
         processes: over all machines.
 
+    What cannot be written, on a full disk, is written when it can be (`patient_files`); a file that is
+    damaged is set aside.
+
     Raises:
-        OSError: the weights are there but cannot be read, or the folder cannot be written.
+        OSError: the weights are there but cannot be read.
+        FolderGone: there is no folder.
     """
     start = provenance(seed, command, weights, processes)
-    _began[folder, start["started"]] = time.monotonic()
-    _write(folder, [*read_provenance(folder), start])
+    _noted[folder] = start, time.monotonic()
+    _write(folder, [*_earlier_starts(folder), start])
 
 
 def note_hours(folder: Path) -> None:
@@ -85,11 +99,11 @@ def note_hours(folder: Path) -> None:
 
     Raises:
         ValueError: no start was written to `folder`.
-        OSError: the folder cannot be written.
+        FolderGone: there is no folder.
     """
-    *earlier, last = read_provenance(folder)
-    began = _began.get((folder, last["started"]))
-    if began is None:  # of another process, whose clock is the wall's
+    own, began = _noted.get(folder, ({}, 0.0))
+    *earlier, last = _earlier_starts(folder) or ([own] if own else [])
+    if last["started"] != own.get("started"):  # of another process, whose clock is the wall's
         elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
         seconds = max(elapsed.total_seconds(), 0.0)
     else:
@@ -103,6 +117,19 @@ def read_provenance(folder: Path) -> list[dict]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def _earlier_starts(folder: Path) -> list[dict]:
+    return read_json(folder / PROVENANCE_FILE, _are_starts) or []
+
+
+def _are_starts(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(start, dict)
+        and all(isinstance(start.get(key), kind) for key, kind in _TYPES.items())
+        and all(isinstance(word, str) for word in start["command"])
+        for start in value
+    )
+
+
 def _weights(path: str | os.PathLike | None) -> dict | None:
     if not path:
         return None
@@ -112,4 +139,4 @@ def _weights(path: str | os.PathLike | None) -> dict | None:
 
 
 def _write(folder: Path, starts: list[dict]) -> None:
-    write_text_atomically(folder / PROVENANCE_FILE, json.dumps(starts, indent=2) + "\n")
+    replace(folder / PROVENANCE_FILE, json.dumps(starts, indent=2) + "\n")

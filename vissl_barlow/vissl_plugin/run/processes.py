@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from vissl_barlow.patient_files import FolderGone
 from vissl_barlow.vissl_plugin.errors import RankFailed
 from vissl_barlow.vissl_plugin.run.signals import STOP_SIGNALS, StopSignals
 
@@ -53,6 +54,9 @@ def _describe_failure(
     and another was killed by a signal other than this launcher's SIGTERM, the killed one is named.
     """
     failed, text = error.error_index, str(error).strip()
+    kind, _, message = text.rpartition("\n")[2].partition(": ")
+    if kind.endswith(FolderGone.__name__):
+        return message
     if any(sign in text.lower() for sign in _LOST_CONNECTION):
         killed = [
             i for i, p in enumerate(processes) if p.exitcode < 0 and p.exitcode != -signal.SIGTERM
