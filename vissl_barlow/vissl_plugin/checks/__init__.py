@@ -8,6 +8,7 @@ import sys
 
 from vissl.utils import hydra_config
 
+from vissl_barlow.patient_files import FolderGone
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.checks.data import check_data_keys, name_digits
@@ -148,7 +149,7 @@ def _lines(error: BaseException) -> list[str]:
     """What to print of an error that is the user's to mend; empty for any other."""
     if isinstance(error, ConfigErrors):
         return [str(single) for single in error.errors]
-    if isinstance(error, ConfigError | RankFailed):
+    if isinstance(error, ConfigError | RankFailed | FolderGone):
         return [str(error)]
     name = type(error).__name__  # hydra need not be imported to get here
     line = unknown_config(error) if name == "MissingConfigException" else None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from vissl_barlow.patient_files import FolderGone
 from vissl_barlow.stop_signals import STOP_SIGNALS, StopSignals, held_back, let_through
 from vissl_barlow.vissl_plugin.errors import RankFailed
 
@@ -77,6 +78,9 @@ def _describe_failure(
     none of this node was, it is one of another node's.
     """
     failed, text, how = error.error_index, str(error).strip(), "failed"
+    kind, _, message = text.rpartition("\n")[2].partition(": ")
+    if kind.endswith(FolderGone.__name__):
+        return message
     if any(sign in text.lower() for sign in _LOST_CONNECTION):
         killed = [
             i for i, p in enumerate(processes) if p.exitcode < 0 and p.exitcode != -signal.SIGTERM
