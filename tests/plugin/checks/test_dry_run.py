@@ -46,7 +46,7 @@ OF_VISSL = {name for name, t in MODEL_TRUNKS_REGISTRY.items() if t.__module__.st
 
 @pytest.fixture(scope="module")
 def composed() -> dict:
-    linear = "benchmark/vissl_barlow/places205_linear"
+    linear = "benchmark/vissl_barlow/places205_linear_2048d"
     small = (
         "config.DATA.TRAIN.DATASET_NAMES=[barlow_digits]",
         "config.DATA.TRAIN.DATA_SOURCES=[barlow_digits]",
