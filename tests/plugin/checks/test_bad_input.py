@@ -165,8 +165,10 @@ def test_checkpoint_of_another_model(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     trunk = {"_feature_blocks.conv1.weight": torch.zeros(64, 3, 7, 7)}
-    state = {"classy_state_dict": {"base_model": {"model": {"trunk": trunk, "heads": {}}}}}
-    torch.save(state, run / "model_phase0.torch")
+    optimizer = {"optim": {"state": {}, "param_groups": []}}
+    model = {"base_model": {"model": {"trunk": trunk, "heads": {}}}, "optimizer": optimizer}
+    counters = {"phase_idx": 0, "train_phase_idx": 0, "iteration_num": 7, "iteration": 8}
+    torch.save({"classy_state_dict": model, **counters}, run / "model_phase0.torch")
     message = refusal(tmp_path)
     assert message.startswith(f"config.CHECKPOINT.DIR={run}:") and "model_phase0.torch" in message
 
