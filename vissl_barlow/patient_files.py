@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _to_append: dict[Path, bytearray] = {}
 _appended: set[Path] = set()  # by this process
 _reported: set[Path] = set()
 _busy = False
+_lock = threading.RLock()  # any thread may log
 
 
 class FolderGone(Exception):
@@ -43,8 +45,9 @@ def replace(path: str | os.PathLike, content: str | bytes) -> None:
         FolderGone: its folder has been removed.
     """
     path = Path(path).absolute()
-    _to_replace[path] = content.encode() if isinstance(content, str) else content
-    _write_what_can_be(path)
+    with _lock:
+        _to_replace[path] = content.encode() if isinstance(content, str) else content
+        _write_what_can_be(path)
 
 
 def append(path: str | os.PathLike, text: str) -> None:
@@ -56,11 +59,12 @@ def append(path: str | os.PathLike, text: str) -> None:
         FolderGone: its folder has been removed.
     """
     path = Path(path).absolute()
-    waiting = _to_append.setdefault(path, bytearray())
-    waiting += text.encode()
-    if len(waiting) > LIMIT:
-        del waiting[: waiting.index(b"\n", -LIMIT) + 1]
-    _write_what_can_be(path)
+    with _lock:
+        waiting = _to_append.setdefault(path, bytearray())
+        waiting += text.encode()
+        if len(waiting) > LIMIT:
+            del waiting[: waiting.index(b"\n", -LIMIT) + 1]
+        _write_what_can_be(path)
 
 
 def is_waiting() -> bool:
@@ -68,17 +72,19 @@ def is_waiting() -> bool:
     return bool(_to_replace or _to_append)
 
 
-def read_bytes(path: str | os.PathLike) -> bytes | None:
-    """What `path` holds or is to hold; None where there is nothing, or what is there is no small file,
-    which is then set aside."""
+def read_bytes(path: str | os.PathLike, *, bounded: bool = True) -> bytes | None:
+    """What `path` holds or is to hold; None where there is nothing.
+
+    So it is where it is no file or, `bounded`, one of more than 16 MiB, which is then set aside.
+    """
     path = Path(path).absolute()
     if path in _to_replace:
         return _to_replace[path]
     if not os.path.lexists(path):
         return None
     try:
-        if not path.is_file() or path.stat().st_size > LIMIT:
-            raise ValueError("no file, or too large for one that a run writes")
+        if not path.is_file() or (bounded and path.stat().st_size > LIMIT):
+            raise ValueError("no file, or too large for what a run writes there")
         return path.read_bytes()
     except (OSError, ValueError) as error:
         set_aside(path, error)
@@ -184,8 +190,10 @@ def _ends_within_a_line(path: Path, descriptor: int) -> bool:
 
 
 def _leave_to_the_parent() -> None:
+    global _busy, _lock
     _to_replace.clear()
     _to_append.clear()
+    _busy, _lock = False, threading.RLock()
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)

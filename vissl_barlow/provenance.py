@@ -15,7 +15,7 @@ import torch
 
 from vissl_barlow.libraries import checkout_commit, library_sources, library_versions
 from vissl_barlow.paths import PACKAGE
-from vissl_barlow.patient_files import read_json, replace
+from vissl_barlow.patient_files import read_bytes, read_json, replace
 from vissl_barlow.run_files import CONFIG_FILE, NEXT_CONFIG_FILE
 from vissl_barlow.version import __version__
 
@@ -125,8 +125,10 @@ def note_left(folder: Path) -> None:
     *earlier, last = _starts_so_far(folder)
     if not _left(last):
         _write(folder, [*([] if last["anew"] else earlier), {**last, "left": True}])
-        if (config := folder / NEXT_CONFIG_FILE).exists():
-            config.replace(folder / CONFIG_FILE)
+        config = folder / NEXT_CONFIG_FILE
+        if (content := read_bytes(config)) is not None:
+            replace(folder / CONFIG_FILE, content)
+            config.unlink(missing_ok=True)
 
 
 def has_left_something(folder: Path) -> bool:

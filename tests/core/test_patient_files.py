@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 
 import pytest
 from small_disks import full, small_disk
@@ -81,6 +82,23 @@ def test_a_forked_child_leaves_what_waits_to_its_parent(disk):
     assert (disk / "log").read_text() == "child's\n"
     append(disk / "log", "parent's again\n")
     assert (disk / "log").read_text().splitlines() == ["child's", "parent's", "parent's again"]
+
+
+def test_threads_do_not_meet(disk):
+    def write(name: str) -> None:
+        for number in range(200):
+            append(disk / "log", f"{name} {number}\n")
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "abcd"]
+    with full(disk, "inodes"):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    append(disk / "log", "the end\n")
+    lines = (disk / "log").read_text().splitlines()
+    expected = [f"{name} {number}" for name in "abcd" for number in range(200)]
+    assert sorted(lines) == sorted([*expected, "the end"])
 
 
 @pytest.mark.parametrize("write", [replace, append])

@@ -22,6 +22,16 @@ def test_a_folder_is_one_checkpoints(tmp_path):
     assert state == {"checkpoint": str(mine), "sha256": file_sha256(mine)}
 
 
+@pytest.mark.parametrize("content", ["", "[1]", '{"job":'])
+def test_a_damaged_state_is_set_aside(content, tmp_path):
+    checkpoint = tmp_path / "mine.torch"
+    checkpoint.write_bytes(b"mine")
+    (tmp_path / "reproduce.json").write_text(content)
+    claim(tmp_path, str(checkpoint))
+    assert json.loads((tmp_path / "reproduce.json").read_text())["checkpoint"] == str(checkpoint)
+    assert (tmp_path / "reproduce.json.damaged1").read_text() == content
+
+
 def test_the_state_outlives_a_write_that_fails(tmp_path, monkeypatch):
     checkpoint = tmp_path / "mine.torch"
     checkpoint.write_bytes(b"mine")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from classy_vision.hooks.classy_hook import ClassyHook
@@ -17,6 +18,7 @@ from small_disks import full, small_disk
 from vissl_runs import resolve
 
 import vissl_barlow
+from vissl_barlow import patient_files
 
 DIGITS = "pretrain/vissl_barlow/digits_quickstart"
 
@@ -210,6 +212,9 @@ def test_a_damaged_probe_is_set_aside(content, tmp_path, monkeypatch):
     hook.on_phase_end(SimpleNamespace(train=True, train_phase_idx=0, num_train_phases=9))
     assert json.loads((tmp_path / "barlow_probe.json").read_text())["epoch 1"] == 0.5
     assert (tmp_path / "barlow_probe.json.damaged1").read_text() == content
+    monkeypatch.setattr(patient_files, "LIMIT", 100)
+    np.save(tmp_path / CORRELATION_FILE, np.eye(8))  # of 8192 dimensions it has 512 MiB
+    assert np.array_equal(hook._correlation_before(), np.eye(8))
     (tmp_path / CORRELATION_FILE).write_text(content)
     assert hook._correlation_before() is None
     assert (tmp_path / f"{CORRELATION_FILE}.damaged1").read_text() == content

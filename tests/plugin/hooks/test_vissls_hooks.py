@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import torch
 from small_disks import full, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
+from vissl.hooks.profiling_hook import ProfilingHook
 from vissl_runs import resolve, run_engines, succeeded
 
 import vissl_barlow
@@ -20,6 +22,7 @@ from vissl_barlow.patient_files import append  # noqa: E402
 from vissl_barlow.vissl_plugin.hooks import barlow_hooks  # noqa: E402
 from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook  # noqa: E402
 from vissl_barlow.vissl_plugin.hooks.outputs import TensorBoard  # noqa: E402
+from vissl_barlow.vissl_plugin.hooks.profiler import BarlowProfilingHook  # noqa: E402
 from vissl_barlow.vissl_plugin.hooks.tensorboard import BarlowTensorboardHook  # noqa: E402
 
 DIGITS = "pretrain/vissl_barlow/digits_quickstart"
@@ -65,6 +68,25 @@ def test_tensorboard_logs_one_learning_rate_or_several(tmp_path, rates, expected
     assert optimizer.options_view is view
 
 
+def has_content(folder: Path) -> bool:
+    """Whether the newest board in `folder` has any."""
+    boards = sorted(folder.glob("events*"), key=lambda path: int(path.suffix[1:]))
+    return bool(boards) and boards[-1].stat().st_size > 0
+
+
+def close_board(writer, folder: Path) -> None:
+    """After the thread has written for the first time: to close at that moment would meet it there.
+
+    The next number goes to another file.
+    """
+    deadline = time.monotonic() + 60
+    while not has_content(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.01)
+    writer.close()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_tensorboard_goes_on_in_another_file_when_the_disk_has_room(tmp_path, caplog):
     with small_disk(tmp_path / "disk", megabytes=1) as disk:
@@ -72,7 +94,7 @@ def test_tensorboard_goes_on_in_another_file_when_the_disk_has_room(tmp_path, ca
         hook = BarlowTensorboardHook.replacing(BarlowTensorboardHook(SummaryWriter(disk)))
         output = TensorBoard(hook.tb_writer)
         output.write(task, {"iteration": 0, "loss": 1.0})
-        hook.tb_writer.flush()
+        close_board(hook.tb_writer, disk)
         with full(disk, "bytes"):
             for step in range(1, 50):
                 append(disk / "barlow.jsonl", f"{step}\n")
@@ -80,11 +102,21 @@ def test_tensorboard_goes_on_in_another_file_when_the_disk_has_room(tmp_path, ca
                 hook.tb_writer.flush()
         append(disk / "barlow.jsonl", "50\n")
         output.write(task, {"iteration": 50, "loss": 2.0})
-        hook.tb_writer.close()
+        close_board(hook.tb_writer, disk)
         assert caplog.text.count("numbers for TensorBoard not written") == 1
-        assert len(list(disk.glob("events*"))) == 2
-        losses = tags(disk)["Barlow/loss"]
-        assert (losses[0], losses[-1]) == (1.0, 2.0)
+        assert len(list(disk.glob("events*"))) == 3
+        first, *_, last = sorted(disk.glob("events*"), key=lambda path: int(path.suffix[1:]))
+        assert tags(first) == {"Barlow/iteration": [0], "Barlow/loss": [1]}
+        assert tags(last) == {"Barlow/iteration": [50], "Barlow/loss": [2]}
+
+
+@pytest.mark.parametrize("dump", ["_dump_memory_stats", "_dump_runtime_profiling_results"])
+def test_a_profile_that_does_not_fit_ends_nothing(dump, monkeypatch, caplog):
+    monkeypatch.setattr(ProfilingHook, dump, lambda *_: Path("/dev/full").write_text("profile"))
+    hook = BarlowProfilingHook.__new__(BarlowProfilingHook)
+    hook.written = False
+    getattr(hook, dump)(1)
+    assert "No space left on device" in caplog.text
 
 
 def test_tensorboard_and_the_profiler_run_where_they_are_told_to(tmp_path):

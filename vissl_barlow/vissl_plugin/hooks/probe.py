@@ -107,7 +107,7 @@ class BarlowProbe(BarlowHook):
 
     def _correlation_before(self) -> np.ndarray | None:
         path = self.folder / CORRELATION_FILE
-        content = read_bytes(path)
+        content = read_bytes(path, bounded=False)  # of D x D numbers
         try:
             return None if content is None else np.load(io.BytesIO(content))
         except (ValueError, EOFError) as error:

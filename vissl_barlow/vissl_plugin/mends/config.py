@@ -9,7 +9,7 @@ from vissl.utils.checkpoint import (
     is_training_finished,
 )
 
-from vissl_barlow.atomic_files import write_text_atomically
+from vissl_barlow.patient_files import read_bytes, replace
 from vissl_barlow.provenance import has_left_something
 from vissl_barlow.run_files import CONFIG_FILE, NEXT_CONFIG_FILE
 from vissl_barlow.vissl_plugin.wrap import of_barlow_config, wrap
@@ -28,11 +28,12 @@ def keep_config_until_replaced() -> None:
         folder = Path(get_checkpoint_folder(cfg))
         config, following = folder / CONFIG_FILE, folder / NEXT_CONFIG_FILE
         following.unlink(missing_ok=True)
-        before = config.read_text() if config.exists() and _replaces_a_run(cfg, folder) else None
+        before = read_bytes(config) if _replaces_a_run(cfg, folder) else None
         original(cfg)
-        if before is not None:
-            config.rename(following)
-            write_text_atomically(config, before)
+        own = read_bytes(config)
+        if before is not None and own is not None:
+            replace(following, own)
+            replace(config, before)
 
 
 def _replaces_a_run(cfg, folder: Path) -> bool:
