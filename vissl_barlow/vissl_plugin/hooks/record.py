@@ -6,7 +6,7 @@ import torch.distributed as dist
 from classy_vision.generic.distributed_util import is_primary
 from vissl.utils.checkpoint import get_checkpoint_folder
 
-from vissl_barlow.atomic_files import write_text_atomically
+from vissl_barlow.patient_files import replace
 from vissl_barlow.provenance import note_hours, note_left, write_provenance
 from vissl_barlow.run_files import METRICS_FILE
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
@@ -31,7 +31,8 @@ class RunRecord(BarlowHook):
         if self.left:
             return
         for path, size in self.earlier.items():
-            write_text_atomically(path, path.read_bytes()[size:].decode())
+            if path.is_file():
+                replace(path, path.read_bytes()[size:])
         note_left(Path(task.checkpoint_folder))
         self.left = True
 
