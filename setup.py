@@ -53,8 +53,8 @@ setup(
     cmdclass={"build_py": BuildWithConfigs, "editable_wheel": EditableOnPath},
     # What the plugin and VISSL 0.1.6 import, at current versions; constraints.txt has the tested ones.
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",  # before, a TorchScript archive could run code when loaded (CVE-2025-32434)
+        "torchvision>=0.21",
         "fvcore",
         "iopath",
         "hydra-core>=1.3,<1.4",

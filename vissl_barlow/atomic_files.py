@@ -74,6 +74,21 @@ def remove_leftovers(folder: str | os.PathLike) -> int:
     return len(leftovers)
 
 
+def file_state(path: str | os.PathLike) -> tuple[int, ...]:
+    """Numbers that differ once the file at `path` is replaced or written to, whatever clocks say.
+
+    Raises:
+        OSError: there is no file.
+    """
+    status = os.stat(path)
+    # The time of the last write is what anybody sets it to, and the clock's; a new file has its own
+    # number, and a written one another time of change.
+    return (
+        *(status.st_dev, status.st_ino, status.st_size),
+        *(status.st_mtime_ns, status.st_ctime_ns),
+    )
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

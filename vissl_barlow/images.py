@@ -6,6 +6,7 @@ libjpeg-turbo decodes the common JPEG, Pillow everything else.
 import io
 import os
 import random
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,19 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from vissl_barlow.regular_files import read_regular
+
 # Pillow's own limit for an outright refusal, here for JPEG as well: 512 MiB of RGB.
 MAX_PIXELS = 178_956_970
+# As many as the largest image has in RGB.
+MAX_BYTES = 3 * MAX_PIXELS
+# libtiff's own limit. A progressive JPEG has about 10, and each goes over all pixels, however few
+# bytes it has; so the largest images may have fewer.
+MAX_SCANS = 100
+MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
+# Those that data sets hold, whatever their files are called. Pillow knows fifty more, some of which
+# start other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 JPEG_COLORSPACES = ("YCbCr", "RGB", "Gray")
 
 
@@ -38,8 +50,9 @@ def decode_image(data: bytes) -> np.ndarray:
         uint8 array (H, W, 3), RGB, contiguous and writable.
 
     Raises:
-        UnreadableImage: empty, truncated, damaged or unknown data, 32-bit pixels of unknown range,
-            or more than `MAX_PIXELS` pixels.
+        UnreadableImage: empty, truncated or damaged data, none of `FORMATS`, 32-bit pixels of unknown
+            range, more than `MAX_PIXELS` pixels, or a JPEG of more than `MAX_SCANS` scans, or of
+            scans that go over more than `MAX_SCANNED_PIXELS` pixels.
     """
     if len(data) == 0:
         raise UnreadableImage("the file is empty")
@@ -53,9 +66,12 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
         return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in JPEG_COLORSPACES or height * width > MAX_PIXELS:
+        if colorspace not in JPEG_COLORSPACES:
             return None
+        _check_cost(data, width, height)
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except UnreadableImage:
+        raise
     except ValueError:
         # Strict: also raised for a defect that Pillow forgives, such as stray bytes at the end.
         return None
@@ -63,21 +79,55 @@ def _decode_jpeg(data: bytes) -> np.ndarray | None:
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage(
-                    f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}: "
-                    "scale the file down"
-                )
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_cost(data, *image.size)
             return _to_rgb(image)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage("no image format that Pillow knows") from error
+        raise UnreadableImage(f"no image format that is read ({', '.join(FORMATS)})") from error
     # Pillow's decoders raise whatever their format's parser trips over (OSError, SyntaxError,
     # struct.error, DecompressionBombError, ...).
     except Exception as error:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _check_cost(data: bytes, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(
+            f"{width} x {height} pixels, more than {MAX_PIXELS}: scale the file down"
+        )
+    most = min(MAX_SCANS, MAX_SCANNED_PIXELS // max(width * height, 1))
+    if data.startswith(b"\xff\xd8") and _jpeg_scans(data, most) > most:
+        raise UnreadableImage(f"a JPEG of more than {most} scans: encode it anew")
+
+
+# What ends a scan's data: no escaped byte, restart marker or filling.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg_scans(data: bytes, most: int) -> int:
+    """Through how many scans of a JPEG its decoder goes, counted to one more than `most`."""
+
+    def number(begin: int, size: int) -> int:
+        return int.from_bytes(data[begin : begin + size], "big")
+
+    at, scans, components, progressive = 2, 0, 0, False
+    while scans <= most and (found := _JPEG_MARKER.search(data, at)):
+        at = found.end()
+        marker = data[at - 1]
+        if marker == 0xD9:  # the end
+            break
+        if marker in _JPEG_FRAMES:
+            progressive, components = marker % 4 == 2, number(at + 7, 1)
+        elif marker == 0xDA:
+            scans += 1
+            if not progressive and number(at + 2, 1) == components:
+                break  # all there is to an ordinary JPEG: what follows is not decoded
+        if marker not in (0x01, 0xD8):  # which have no length
+            at += number(at, 2)
+    return scans
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -100,11 +150,11 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """Reads and decodes one image file, as `decode_image` does.
 
     Raises:
-        UnreadableImage: the file cannot be opened or decoded; the message starts with its path.
+        UnreadableImage: no regular file of at most `MAX_BYTES`, or it cannot be opened or decoded;
+            the message starts with its path.
     """
     try:
-        with open(path, "rb") as file:
-            return decode_image(file.read())
+        return decode_image(read_regular(path, MAX_BYTES))
     except OSError as error:
         raise UnreadableImage(f"{path}: {error.strerror}") from None
     except UnreadableImage as error:

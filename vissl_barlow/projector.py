@@ -8,7 +8,12 @@ from torch import nn
 
 
 def build_projector(
-    in_dim: int, dims: Sequence[int], *, use_bn: bool = True, bias: bool = False
+    in_dim: int,
+    dims: Sequence[int],
+    *,
+    use_bn: bool = True,
+    bias: bool = False,
+    output_bias: bool | None = None,
 ) -> nn.Sequential:
     """Linear layers of widths `dims`, each but the last followed by batch normalisation and ReLU.
 
@@ -21,6 +26,7 @@ def build_projector(
         dims: output width of each linear layer, one or more.
         use_bn: batch normalisation in the hidden layers; False is Table 5's "no BN in MLP".
         bias: biases in the linear layers. The authors have none, with or without normalisation.
+        output_bias: a bias in the last of them, which no normalisation follows; None: as `bias`.
 
     Raises:
         ValueError: no layer, or a width that is not a positive integer.
@@ -39,5 +45,5 @@ def build_projector(
         if use_bn:
             layers.append(nn.BatchNorm1d(fan_out))
         layers.append(nn.ReLU(inplace=True))
-    layers.append(nn.Linear(*last, bias=bias))
+    layers.append(nn.Linear(*last, bias=bias if output_bias is None else output_bias))
     return nn.Sequential(*layers)

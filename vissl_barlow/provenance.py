@@ -5,18 +5,25 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.libraries import checkout_commit, library_sources, library_versions
 from vissl_barlow.paths import PACKAGE
+from vissl_barlow.run_files import CONFIG_FILE, NEXT_CONFIG_FILE
 from vissl_barlow.version import __version__
 
 PROVENANCE_FILE = "barlow_run.json"
+
+# When this process began the starts that it has noted, by folder and the time noted, in seconds of a
+# clock that nobody sets.
+_began: dict[tuple[Path, str], float] = {}
 
 
 def command_line() -> list[str]:
@@ -31,7 +38,11 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def provenance(
-    seed: int, command: Sequence[str], weights: str | os.PathLike | None, processes: int
+    seed: int,
+    command: Sequence[str],
+    weights: str | os.PathLike | None,
+    processes: int,
+    data: Mapping[str, Mapping[str, Any]],
 ) -> dict:
     """What makes a run, as plain data for JSON; the arguments are `write_provenance`'s."""
     own = {"python": platform.python_version(), "vissl_barlow": __version__}
@@ -41,6 +52,7 @@ def provenance(
         "hours": None,
         "command": list(command),
         "weights": _weights(weights),
+        "data": data,
         "seed": seed,
         "versions": {**own, **library_versions()},
         "sources": library_sources(),
@@ -57,8 +69,12 @@ def write_provenance(
     *,
     weights: str | os.PathLike | None = None,
     processes: int = 1,
+    data: Mapping[str, Mapping[str, Any]] | None = None,
+    anew: bool | None = None,
 ) -> None:
     """Appends this start to the run's provenance: a list, one entry per start or resume.
+
+    Earlier starts that left nothing, as far as it is known, are taken out.
 
     Args:
         folder: the run's.
@@ -66,11 +82,53 @@ def write_provenance(
         command: the command line the user typed; a spawned worker's own is another.
         weights: the checkpoint the run starts from, which is hashed; None or "" for a random start.
         processes: over all machines.
+        data: of each split, "train" or "test", how many `images` and `classes` (None without labels) it
+            has, the `paths` of its folders or lists, and its `source`. Entries of older versions have
+            no `data`; those of detection have it empty.
+        anew: whether it begins from nothing, where False is a resume: `note_left` is then to be called
+            when the start has left something. None: nobody will tell.
 
     Raises:
         OSError: the weights are there but cannot be read, or the folder cannot be written.
     """
-    _write(folder, [*read_provenance(folder), provenance(seed, command, weights, processes)])
+    start = provenance(seed, command, weights, processes, data or {})
+    _began[folder, start["started"]] = time.monotonic()
+    if anew is not None:
+        start |= {"anew": anew, "left": False}
+    _write(folder, [*filter(_left, read_provenance(folder)), start])
+
+
+def note_left(folder: Path) -> None:
+    """Notes that the last start has left a checkpoint or a result.
+
+    If it began anew, these have taken the place of what earlier starts left, and it is the only one; so
+    has its config.
+
+    Raises:
+        ValueError: no start was written to `folder`.
+        OSError: the folder cannot be written.
+    """
+    *earlier, last = read_provenance(folder)
+    if not _left(last):
+        _write(folder, [*([] if last["anew"] else earlier), {**last, "left": True}])
+        if (config := folder / NEXT_CONFIG_FILE).exists():
+            config.replace(folder / CONFIG_FILE)
+
+
+def has_left_something(folder: Path) -> bool:
+    """Whether one of the starts in `folder` left a checkpoint or a result."""
+    return any(map(_left, read_provenance(folder)))
+
+
+def counted_starts(starts: Sequence[dict]) -> list[dict]:
+    """Those that the content of the run's folder is of: not those that left nothing, but for the last
+    where none left anything."""
+    return [*filter(_left, starts)] or [*starts[-1:]]
+
+
+def _left(start: dict) -> bool:
+    """Whether a start left anything; those of earlier versions do not say, and may have."""
+    return start.get("left", True)
 
 
 def note_hours(folder: Path) -> None:
@@ -81,8 +139,13 @@ def note_hours(folder: Path) -> None:
         OSError: the folder cannot be written.
     """
     *earlier, last = read_provenance(folder)
-    elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
-    _write(folder, [*earlier, {**last, "hours": round(elapsed.total_seconds() / 3600, 4)}])
+    began = _began.get((folder, last["started"]))
+    if began is None:  # of another process, whose clock is the wall's
+        elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
+        seconds = max(elapsed.total_seconds(), 0.0)
+    else:
+        seconds = time.monotonic() - began
+    _write(folder, [*earlier, {**last, "hours": round(seconds / 3600, 4)}])
 
 
 def read_provenance(folder: Path) -> list[dict]:

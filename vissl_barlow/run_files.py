@@ -4,6 +4,9 @@ import contextlib
 import json
 from pathlib import Path
 
+CONFIG_FILE = "train_config.yaml"  # VISSL's
+# The config of a start that is to replace the run in its folder, until it has left something there.
+NEXT_CONFIG_FILE = "train_config.next.yaml"
 METRICS_FILE = "barlow.jsonl"
 PROBE_FILE = "barlow_probe.json"
 FIGURE_FILE = "barlow.png"

@@ -70,6 +70,27 @@ def test_torchscript_is_told_by_its_content(tmp_path):
         ck.read_checkpoint(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("name", ["x/CODE/a.py", "x/Constants.PKL", "/constants.pkl"])
+def test_torchscript_is_told_by_names_that_torch_would_find(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr(name, b"")
+    with pytest.raises(ck.CheckpointError, match=r"refused: a TorchScript archive"):
+        ck.read_checkpoint(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("way", ["compressed", "listed often"])
+def test_a_file_of_few_bytes_is_not_unpacked_to_many(tmp_path, way, monkeypatch):
+    path = tmp_path / "x.pth"
+    compression = zipfile.ZIP_DEFLATED if way == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x/data/0", bytes(100_000))
+        if way == "listed often":
+            archive.filelist *= 3
+    monkeypatch.delattr(zipfile.ZipFile, "testzip")  # which unpacks each record
+    with pytest.raises(ck.CheckpointError, match="records are larger than the file"):
+        ck.read_checkpoint(path)
+
+
 SMALL = {"epoch": 3, "model": {"weight": torch.arange(300.0)}, "names": ["a", "b"]}
 
 

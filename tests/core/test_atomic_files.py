@@ -13,6 +13,7 @@ import pytest
 from vissl_barlow import atomic_files
 from vissl_barlow.atomic_files import (
     atomic_file,
+    file_state,
     remove_leftovers,
     temporary_path,
     write_text_atomically,
@@ -73,6 +74,19 @@ def test_a_write_that_fails_names_the_file_and_why(tmp_path):
         raise OSError("400 requested and 0 written")
     assert short.value.filename == str(path)
     assert path.read_text() == "old" and os.listdir(tmp_path) == [path.name]
+
+
+def test_a_file_s_state_differs_after_any_write_whatever_its_times_say(tmp_path):
+    path = tmp_path / "x"
+    states = set()
+    for text in ("one", "two", "six"):
+        write_text_atomically(path, text)
+        os.utime(path, (1, 1))
+        states.add(file_state(path))
+    path.write_text("ten")  # in place
+    os.utime(path, (1, 1))
+    assert len(states | {file_state(path)}) == 4
+    assert file_state(path) == file_state(path)
 
 
 def test_numpys_lists_go_through_it(tmp_path):

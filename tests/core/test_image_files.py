@@ -47,6 +47,39 @@ def test_an_image_is_read_and_a_failure_names_the_file(folder):
             read_image(folder / name)
 
 
+def make_strange_files(folder) -> dict[str, str]:
+    """Names of images that are no files, or have no end; and why they are not read."""
+    os.mkfifo(folder / "pipe.jpg")
+    os.symlink("/dev/zero", folder / "zero.jpg")
+    os.symlink("/proc/kmsg", folder / "log.jpg")
+    (folder / "folder.jpg").mkdir()
+    with (folder / "sparse.jpg").open("wb") as file:
+        file.truncate(1 << 40)
+    return {
+        "pipe.jpg": "not a regular file",
+        "zero.jpg": "not a regular file",
+        "log.jpg": "the file is empty",
+        "folder.jpg": "not a regular file",
+        "sparse.jpg": "1099511627776 bytes, more than 536870910",
+    }
+
+
+def test_what_is_no_file_or_has_no_end_is_unreadable(folder):
+    reasons = make_strange_files(folder)
+    found = unreadable_images([*reasons, "a3.png"], -1, locate=located(folder))
+    assert found == ImageCheck(6, list(reasons))
+    for name, reason in reasons.items():
+        with pytest.raises(UnreadableImage, match=f"^{folder / name}: {reason}"):
+            read_image(folder / name)
+
+
+def test_a_device_is_not_even_opened(tmp_path, monkeypatch):
+    os.symlink("/dev/null", tmp_path / "x.jpg")
+    monkeypatch.setattr(os, "open", None)  # a watchdog counts from then on
+    with pytest.raises(UnreadableImage, match="not a regular file"):
+        read_image(tmp_path / "x.jpg")
+
+
 @pytest.mark.parametrize("wanted", [-1, 10, 1000])
 def test_all_images_are_checked_where_all_are_wanted(folder, wanted):
     found = unreadable_images(NAMES, wanted, locate=located(folder))

@@ -46,6 +46,10 @@ FILES = {
     "png one bit": encode(PHOTO.convert("1"), "PNG"),
     "webp": encode(PHOTO, "WEBP"),
     "gif": encode(PHOTO, "GIF"),
+    "bmp": encode(PHOTO, "BMP"),
+    "tiff": encode(PHOTO, "TIFF", compression="tiff_lzw"),
+    "ppm": encode(PHOTO, "PPM"),
+    "jpeg of several pictures": encode(PHOTO, "MPO", save_all=True, append_images=[PHOTO]),
 }
 
 
@@ -67,6 +71,57 @@ def test_only_a_jpeg_that_needs_pillow_takes_its_slow_way(name, monkeypatch):
     monkeypatch.setattr(images, "_decode_with_pillow", asked.append)
     decode_image(FILES[name])
     assert bool(asked) == (name in ("jpeg cmyk", "jpeg stray bytes"))
+
+
+def with_scans(number: int, size: tuple[int, int] = (64, 48)) -> bytes:
+    """A progressive JPEG whose last scan is there again and again."""
+    data = encode(PHOTO.convert("L").resize(size), "JPEG", progressive=True)
+    scans = data.count(b"\xff\xda")
+    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * (number - scans) + data[-2:]
+
+
+def test_scans_are_bounded_and_those_that_are_not_decoded_do_not_count():
+    assert decode_image(with_scans(100)).shape == (48, 64, 3)
+    with pytest.raises(UnreadableImage, match="a JPEG of more than 100 scans"):
+        decode_image(with_scans(101))
+    thumbnail = b"\xff\xe1" + (2 + 4 * 200).to_bytes(2, "big") + b"\xff\xda\0\2" * 200
+    for name in ("jpeg 4:2:0", "jpeg progressive"):
+        data = FILES[name]
+        behind = data + data * 50  # a camera's second image, or film
+        inside = data[:2] + thumbnail + data[2:]
+        for more in (behind, inside):
+            np.testing.assert_array_equal(decode_image(more), decode_image(data))
+
+
+def test_scans_of_an_ordinary_jpeg_are_bounded_too():
+    data = FILES["jpeg grey"]
+    header, scan = data[: data.find(b"\xff\xda")], data[data.find(b"\xff\xda") : -2]
+    at = header.find(b"\xff\xc0")
+    frame = header[at : at + 4] + header[at + 4 : at + 9] + b"\3" + b"\1\x11\0\2\x11\0\3\x11\0"
+    frame = frame[:2] + (17).to_bytes(2, "big") + frame[4:]
+    several = header[:at] + frame + header[at + 13 :] + scan * 101 + data[-2:]
+    with pytest.raises(UnreadableImage, match="more than 100 scans"):
+        decode_image(several)
+
+
+def test_the_larger_the_image_the_fewer_its_scans(monkeypatch):
+    monkeypatch.setattr(images, "MAX_SCANNED_PIXELS", 64 * 48 * 12)
+    decode_image(with_scans(12))
+    with pytest.raises(UnreadableImage, match="more than 12 scans"):
+        decode_image(with_scans(13))
+
+
+def test_an_ordinary_photograph_may_have_the_most_pixels():
+    assert images.MAX_SCANNED_PIXELS >= 20 * images.MAX_PIXELS
+
+
+def test_formats_that_no_data_set_holds_are_not_opened(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args: started.append(args))
+    for file_format in ("EPS", "ICO", "TGA", "JPEG2000", "PCX", "SGI"):
+        with pytest.raises(UnreadableImage, match=r"no image format that is read \(JPEG, PNG, "):
+            decode_image(encode(PHOTO, file_format))
+    assert not started
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])

@@ -17,6 +17,8 @@ L, B, R = nn.Linear, nn.BatchNorm1d, nn.ReLU
         (512, [256, 128], {}, 131_072 + 32_768 + 512),
         (512, [256, 128], {"use_bn": False}, 131_072 + 32_768),
         (512, [256, 128], {"use_bn": False, "bias": True}, 131_072 + 32_768 + 256 + 128),
+        (512, [256, 128], {"output_bias": True}, 131_072 + 32_768 + 512 + 128),
+        (512, [256, 128], {"bias": True, "output_bias": False}, 131_072 + 32_768 + 512 + 256),
     ],
 )
 def test_parameter_counts(in_dim, dims, options, count):

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from detection_runs import FPN, SMALL, VOC, build, config
+from files_with_code import malicious
 
 from vissl_barlow.checkpoint import CheckpointError, TrunkDepth
 from vissl_barlow.detection.config import check_trunk
@@ -150,6 +151,16 @@ def test_eval_only_refuses_a_pretrained_trunk(checkpoints):
 
     with pytest.raises(CheckpointError, match=r"tensors of the detection model random.*eval-only"):
         StrictCheckpointer(build(VOC)).load(str(checkpoints.authors))
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "model.pth"])
+def test_eval_only_runs_no_code_of_the_weights(name, tmp_path):
+    from vissl_barlow.detection.weights import StrictCheckpointer
+
+    path = malicious(tmp_path / name, tmp_path / "ran")
+    with pytest.raises(CheckpointError, match=rf"{name}: "):
+        StrictCheckpointer(build(VOC)).load(str(path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_eval_only_refuses_a_deeper_model_that_has_all_the_tensors(tmp_path):

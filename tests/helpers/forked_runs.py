@@ -138,6 +138,7 @@ def _rank(rank: int, fn, *args) -> None:
     Path("/proc/self/comm").write_text("rank")
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)  # as a spawned process has them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     fn(rank, *args)
 
 

@@ -19,8 +19,10 @@ STARTS = itertools.count()
 LINEAR = "benchmark/vissl_barlow/imagenet1k_linear"
 
 
-def start(command, *, seed=0, processes=8, hours=6.5, weights=None, hardware=V100) -> dict:
-    """One entry of `barlow_run.json`."""
+def start(
+    command, *, seed=0, processes=8, hours=6.5, weights=None, hardware=V100, data=None
+) -> dict:
+    """One entry of `barlow_run.json`; `data` is what a start notes of its images, by split."""
     if weights is not None:
         weights = {"path": str(Path(weights).resolve()), "sha256": file_sha256(weights)}
     return {
@@ -28,6 +30,7 @@ def start(command, *, seed=0, processes=8, hours=6.5, weights=None, hardware=V10
         "hours": hours,
         "command": list(command),
         "weights": weights,
+        **({} if data is None else {"data": data}),
         "seed": seed,
         "versions": {"torch": "2.12.1", "vissl": "0.1.6"},
         "revision": "0123abc",
@@ -77,18 +80,27 @@ def pretraining(
 
 
 def experiment(
-    root: Path, study: str, name: str, data: str, *, tried: str | None = None, seed=0, **options
+    root: Path,
+    study: str,
+    name: str,
+    kind: str,
+    *,
+    series: str | None = None,
+    tried: str | None = None,
+    seed=0,
+    **options,
 ) -> Path:
-    """The pretraining of one experiment of a study, where and by the command that the study runs it."""
+    """The pretraining of one experiment of a study, where and by the command that the study runs it, on
+    `kind` ("imagenet", "digits")."""
     chosen = next(
         e
-        for e in load_study(study, data).experiments
-        if e.name == name and tried in (None, e.tried)
+        for e in load_study(study, kind).experiments
+        if e.name == name and series in (None, e.series) and tried in (None, e.tried)
     )
-    folder = root / data / "runs" / chosen.folder / f"seed{seed}"
-    config, *overrides = pretraining_overrides(chosen, data, folder, seed)
+    folder = root / kind / "runs" / chosen.folder / f"seed{seed}"
+    config, *overrides = pretraining_overrides(chosen, kind, folder, seed)
     batch = next((o for o in overrides if "BATCHSIZE_PER_REPLICA" in o), "=128").partition("=")[2]
-    sizes = {"batch": int(batch), "processes": 1} if data == "digits" else {}
+    sizes = {"batch": int(batch), "processes": 1} if kind == "digits" else {}
     config = config.removeprefix(f"config={PRETRAIN_GROUP}/")
     return pretraining(folder, config, *overrides, **{**sizes, "seed": seed, **options})
 
@@ -126,13 +138,15 @@ def linear(
     return folder
 
 
-def svm(folder: Path, weights: Path, mean_ap: float) -> Path:
-    """VOC07's SVMs."""
-    command = vissl_command("benchmark/vissl_barlow/voc07_svm", module="tools.train_svm")
-    write(folder, start(command, weights=weights, processes=1))
+def svm(
+    folder: Path, weights: Path, mean_ap: float, *, config="voc07_svm", layer="res5", **options
+) -> Path:
+    """VOC07's SVMs, on the features of a layer."""
+    command = vissl_command(f"benchmark/vissl_barlow/{config}", module="tools.train_svm")
+    write(folder, start(command, weights=weights, processes=1, **options))
     train_config(folder, batch=32, epochs=1)
-    (folder / "res5avg").mkdir()
-    (folder / "res5avg" / "test_ap.json").write_text(json.dumps({"mAP": mean_ap}))
+    (folder / layer).mkdir()
+    (folder / layer / "test_ap.json").write_text(json.dumps({"mAP": mean_ap}))
     return folder
 
 

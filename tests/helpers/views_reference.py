@@ -18,8 +18,8 @@ FREQUENCY_ATOL = 5 * 0.5 / math.sqrt(DRAWS)
 # Kolmogorov-Smirnov with fixed seeds: far above what a wrong range or distribution gives.
 KS_PVALUE = 1e-3
 # Mean difference in grey levels of 256 between the fast backend and Pillow. The issue allows 2; the
-# fast one keeps Pillow's arithmetic, so only rounding is left. Truncation instead of rounding alone
-# would show as 0.5 per step.
+# fast one keeps Pillow's arithmetic, so that on photographs rounding is nearly all that is left.
+# Truncation instead of rounding alone would show as 0.5 per step.
 STAGE_ATOL = 0.45
 VIEW_ATOL = 1.0
 # Normalised values reach 2.7: two roundings in float32, another order than torchvision's.

@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 # Overrides that let the configs of large runs resolve on a machine without GPUs and ImageNet.
-ANYWHERE = ("config.SLURM.USE_SLURM=true", "config.DATA.TRAIN.DATA_SOURCES=[barlow_digits]")
+ANYWHERE = (
+    "config.SLURM.USE_SLURM=true",
+    "config.DATA.TRAIN.DATA_SOURCES=[barlow_digits]",
+    "config.DATA.TRAIN.DROP_LAST=false",  # the digits are fewer than some batches
+)
 # Seconds; ten times what a run here takes on an idle machine, to end one that hangs.
 TIME_LIMIT = 1500
 # Characters of each stream in the message of a failed run: VISSL prints its whole config.

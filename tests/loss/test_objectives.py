@@ -117,6 +117,17 @@ def _vicreg(a, b, variance_weight=25, covariance_weight=1, gamma=1, eps=1e-4):
     return loss
 
 
+def _vicreg_released(a, b):
+    """As VICReg's released code has it, its coefficients 25, 25 and 1."""
+    repr_loss = F.mse_loss(a, b)
+    a, b = a - a.mean(0), b - b.mean(0)
+    std_a, std_b = (torch.sqrt(z.var(dim=0) + 0.0001) for z in (a, b))
+    std_loss = torch.mean(F.relu(1 - std_a)) / 2 + torch.mean(F.relu(1 - std_b)) / 2
+    covariances = [(z.T @ z) / (N - 1) for z in (a, b)]
+    cov_loss = sum((_split(c)[1] ** 2).sum() / D for c in covariances)
+    return 25 * repr_loss + 25 * std_loss + cov_loss
+
+
 EPS = 0.3
 VICREG = {"variance_weight": 3, "covariance_weight": 5, "gamma": 2, "eps": EPS}
 BOTH_FORMS = ("correlation", "gram")
@@ -161,6 +172,12 @@ CASES = {
     "IMAX": ("imax", {"eps": 0.01}, _imax, BOTH_FORMS),
     "VICReg": ("vicreg", {}, _vicreg, BOTH_FORMS),
     "VICReg, other weights": ("vicreg", VICREG, lambda a, b: _vicreg(a, b, **VICREG), BOTH_FORMS),
+    "VICReg, as its released code weighs it": (
+        "vicreg",
+        {"variance_weight": 12.5},
+        _vicreg_released,
+        BOTH_FORMS,
+    ),
     # An eps that is no rounding: the default's would hide that it is not used.
     "only redundancy, eps": (
         "weighted_terms",

@@ -14,6 +14,7 @@ from digits_on_disk import ATTRIBUTES, OVERLAY
 from vissl_runs import run_engines, run_module, succeeded
 
 from vissl_barlow.checkpoint import load_trunk
+from vissl_barlow.provenance import read_provenance
 
 LINEAR = "benchmark/vissl_barlow/imagenet1k_linear"
 SEMI = "benchmark/vissl_barlow/imagenet1k_semi_1pct"
@@ -159,6 +160,9 @@ def test_nearest_neighbours(checkpoints, digits_on_disk, tmp_path):
     )
     # 180 images of each process in batches of 64: a file after each of two, and one of the rest.
     assert len(list(folder.glob("rank?_chunk?_test_res5avg_features.npy"))) == 6
+    (start,) = read_provenance(folder)
+    where = {"paths": [f"{digits_on_disk.imagenet}/val"], "source": "disk_folder"}
+    assert start["data"] == {"test": {"images": 360, "classes": 10, **where}}
     extracted, expected = merged(folder), merged(tmp_path / "torchvision")
     assert extracted.keys() == expected.keys() == set(range(360))
     for index, (feature, label) in extracted.items():

@@ -390,4 +390,5 @@ def test_detection_runs_as_documented(tmp_path, data):
         (scores,) = json.loads((tmp_path / result).read_text()).values()
         assert {"AP", "AP50", "AP75"} <= scores["bbox"].keys()
     table = (tmp_path / "report" / "table4.md").read_text()
-    assert re.search(r"\| VOC07\+12 detection \| box AP \| \S+ \(1 of 5 runs\) \|", table)
+    label = r"VOC07\+12 detection \(checkpoint\.torch, sha256 \w{12}\)"
+    assert re.search(rf"\| {label} \| box AP \| \S+ \(1 of 5 runs\) \|", table)

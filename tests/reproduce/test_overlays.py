@@ -92,7 +92,7 @@ CHANGES = {
         "MODEL.BASE_MODEL_NAME": "barlow_simsiam_model",
         HEADS: [
             ["barlow_normalised_projector", {"in_dim": 2048, "dims": [2048, 2048, 2048]}],
-            ["barlow_predictor", {"in_dim": 2048, "dims": [512, 2048]}],
+            ["barlow_predictor", {"in_dim": 2048, "dims": [512, 2048], "output_bias": True}],
         ],
         "LOSS.name": "barlow_simsiam_loss",
         "LOSS.barlow_simsiam_loss.reference_world_size": 1,
@@ -155,6 +155,20 @@ def test_overlay_changes_what_the_paper_says_and_nothing_else(overlay):
     different = {key: value for key, value in changed.items() if base.get(key) != value}
     assert different.pop("CHECKPOINT.DIR") == f"checkpoints/{overlay}"
     assert different == CHANGES[overlay]
+
+
+def test_the_released_config_has_the_released_codes_values_and_changes_nothing_else():
+    name = "resnet50_in1k_1000ep_released"
+    base, changed = _composed("resnet50_in1k_1000ep"), _composed(name)
+    assert {key: value for key, value in changed.items() if base[key] != value} == {
+        "LOSS.barlow_loss.lambda_": 0.0051,
+        "LOSS.barlow_loss.reference_world_size": 16,
+        "OPTIMIZER.weight_decay": 1.0e-6,
+        "DISTRIBUTED.NUM_NODES": 2,
+        "DATA.TRAIN.BATCHSIZE_PER_REPLICA": 128,
+        "DATA.TRAIN.DROP_LAST": False,
+        "CHECKPOINT.DIR": f"checkpoints/{name}",
+    }
 
 
 def _on_digits(folder, overlay, *overrides):

@@ -1,11 +1,15 @@
 """What is not the paper's experiment is in no row of the paper's, and every row has its own label."""
 
+import shutil
+
 import pytest
 import yaml
-from pretend_runs import linear, pretraining
+from pretend_runs import experiment, linear, pretraining, svm
 from reports import measured, report, row, rows
 
 from vissl_barlow.reproduce.__main__ import main
+from vissl_barlow.reproduce.report_tables import report_table
+from vissl_barlow.reproduce.runs import find_runs
 
 
 def resolve_as(folder, **model):
@@ -26,6 +30,17 @@ def test_another_trunk_or_other_classes_are_not_the_papers_row(tmp_path, main_ru
     """Whatever the command says: the resolved config decides."""
     resolve_as(linear(tmp_path / "runs" / "a", main_run, 73.0), **model)
     assert {key[0] for key in measured(report(tmp_path))} == {"others"}
+
+
+@pytest.mark.parametrize(("name", "point"), [("figure4", "16"), ("table5", "Baseline")])
+def test_another_trunk_is_not_a_studys_experiment(tmp_path, name, point):
+    """Also where the study's own overrides make the experiment another than its config."""
+    run = experiment(tmp_path, name, point, "imagenet")
+    linear(run / "linear", run, 57.0)
+    assert [r.ours for r in report_table(name, "imagenet", find_runs(tmp_path)).rows if r.runs]
+    resolve_as(run, TRUNK={"RESNETS": {"DEPTH": 18}})
+    found = find_runs(tmp_path)
+    assert not any(row.runs for row in report_table(name, "imagenet", found).rows)
 
 
 def test_the_papers_own_model_is(tmp_path, main_run):
@@ -53,8 +68,39 @@ def test_of_another_pretraining_no_number_stands_beside_the_papers(tmp_path):
         tmp_path / "runs" / "p", "resnet50_in1k_1000ep", "config.LOSS.barlow_loss.lambda_=0.1"
     )
     linear(tmp_path / "runs" / "a", other, 60.0)
-    found = row(report(tmp_path), "table1", "ImageNet linear")
+    out = report(tmp_path)
+    own = row(out, "table1", "ImageNet linear")
+    assert (own["ours"], own["paper"]) == ("", "73.2")
+    label = "ImageNet linear (resnet50_in1k_1000ep with LOSS.barlow_loss.lambda_=0.1)"
+    found = row(out, "table1", label)
     assert (found["ours"], found["paper"], found["difference"]) == ("60.0", "", "")
+
+
+def test_a_variant_stands_in_its_table_beside_no_number_of_the_papers(tmp_path, main_run):
+    name = "benchmark/vissl_barlow/imagenet1k_semi_1pct_released"
+    assert "released" not in "".join(r["label"] for r in rows(report(tmp_path), "table2"))
+    linear(tmp_path / "runs" / "a", main_run, 54.0, config=name)
+    found = row(report(tmp_path), "table2", "1% of the labels, released rates")
+    assert (found["ours"], found["paper"], found["difference"]) == ("54.0", "", "")
+    assert row(report(tmp_path), "table2", "1% of the labels")["ours"] == ""
+
+
+def test_of_table_3s_features_only_pirls_stand_beside_the_papers_number(tmp_path, main_run):
+    weights = main_run / "checkpoint.torch"
+    svm(tmp_path / "runs" / "a", weights, 0.861)
+    svm(tmp_path / "runs" / "b", weights, 0.868, config="voc07_svm_2048d", layer="res5avg")
+    out = report(tmp_path)
+    papers, other = (
+        row(out, "table3", label, "mAP") for label in ("VOC07", "VOC07, 2048-d output")
+    )
+    assert (papers["ours"], papers["paper"]) == ("86.1", "86.2")
+    assert (other["ours"], other["paper"]) == ("86.8", "")
+
+
+def test_svms_on_several_layers_are_no_result(tmp_path, main_run):
+    folder = svm(tmp_path / "runs" / "a", main_run / "checkpoint.torch", 0.861)
+    shutil.copytree(folder / "res5", folder / "res4")
+    assert row(report(tmp_path), "table3", "VOC07", "mAP")["ours"] == ""
 
 
 def test_every_row_has_a_label_of_its_own(tmp_path):

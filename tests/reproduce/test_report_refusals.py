@@ -87,6 +87,15 @@ def test_a_number_without_its_runs_files_is_refused(tmp_path, main_run, damage, 
     assert "evaluated" in (out / "report.html").read_text()
 
 
+def test_a_start_that_left_nothing_binds_no_run(tmp_path, main_run):
+    """Neither its settings nor its processes are those of the numbers."""
+    folder = linear(tmp_path / "runs" / "evaluated", main_run, 70.0)
+    starts = json.loads((folder / "barlow_run.json").read_text())
+    other = start(vissl_command(LINEAR, "config.OPTIMIZER.nesterov=true"), processes=3)
+    write(folder, *starts, {**other, "anew": True, "left": False})
+    assert 70.0 in measured(report(tmp_path)).values()
+
+
 def test_a_copied_run_counts_once_as_it_went_on(tmp_path, main_run, capsys):
     folder = linear(tmp_path / "runs" / "evaluated", main_run, 70.0)
     copy = shutil.copytree(folder, tmp_path / "runs" / "backup")
@@ -152,10 +161,11 @@ def test_an_evaluation_beside_the_end_of_a_training_is_no_row_of_table_4(
     detection(
         tmp_path / "runs/seed3/beside", weights, {"AP": 30.0, **boxes}, seed=4, evaluated=evaluated
     )
-    out = report(tmp_path, status=1)
+    out = report(tmp_path)  # nothing is wrong with it
     assert "56.7 ± 0.0 (4 of 5 runs)" in (out / "table4.md").read_text()
-    assert "refused: seed3/beside: its numbers are of" in (told := capsys.readouterr().err)
-    assert reason in told
+    assert "left out: seed3/beside: its numbers are of" in (told := capsys.readouterr().err)
+    assert reason in told and reason in (out / "report.html").read_text()
+    assert re.search(f"- seed3/beside: .*{reason}", (out / "report.md").read_text())
 
 
 def test_numbers_of_a_version_that_did_not_say_what_they_are_of_are_refused(tmp_path, capsys):

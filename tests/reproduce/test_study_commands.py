@@ -29,6 +29,24 @@ def test_only_unfinished_experiments_run(tmp_path, capsys):
     assert all("config/pretrain/vissl_barlow=digits_quickstart" in line for line in commands)
 
 
+def test_a_series_that_must_be_named_is_run_by_its_whole_name_alone(tmp_path, capsys):
+    def widths(*arguments):
+        assert run_study("figure4", _options(tmp_path, "--dry-run", *arguments)) == 0
+        words = shlex.split(capsys.readouterr().out)
+        return [word.split("=")[1] for word in words if ".dims=" in word]
+
+    default = widths()
+    assert "[512,512,2048]" in default and "[2048,2048,2048]" not in default
+    assert widths("--only", "Width of all layers 2048") == ["[2048,2048,2048]"]
+    assert len(widths("--only", "width of all layers")) == 4
+    with pytest.raises(ValueError, match='give the whole name of the series, of "width of all la'):
+        run_study("figure4", _options(tmp_path, "--dry-run", "--only", "all layers"))
+    # What is not run may be set.
+    assert widths("config.OPTIMIZER.bias_lr_scale=0.1") == default
+    with pytest.raises(ValueError, match=r"bias_lr_scale=0\.1: figure4 sets this"):
+        widths("--only", "width, bias rate 196 / D", "config.OPTIMIZER.bias_lr_scale=0.1")
+
+
 def test_imagenet_is_pretrained_then_evaluated_and_a_finished_stage_is_not_repeated(
     tmp_path, capsys
 ):

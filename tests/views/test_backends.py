@@ -48,6 +48,26 @@ def test_each_stage_is_pillows(stage, image):
         assert np.abs(without - expected).mean() > STAGE_ATOL
 
 
+@pytest.mark.parametrize("image", [CHINA, FLOWER], ids=["china", "flower"])
+@pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0])
+def test_the_blur_is_more_than_rounding_away_at_the_border_alone(image, sigma):
+    """docs/speed.md: by up to 18 levels in the six outermost pixels."""
+    blur = ViewParameters(blur_sigma=sigma)
+    square = np.ascontiguousarray(image[:S, :S])
+    difference = np.abs(view_of("fast", square, blur) - reference(square, blur))
+    assert difference[6:-6, 6:-6].max() <= 2 < difference.max() <= 18
+
+
+def test_a_hue_is_up_to_two_levels_away_where_colours_are_saturated():
+    """docs/speed.md: 1.6 to 2 levels on average; a level of hue is 6 of another channel."""
+    red = np.full((S, S, 3), (255, 0, 0), np.uint8)
+    means = []
+    for factor in np.linspace(-0.1, 0.1, 21):
+        hue = ViewParameters(jitter=(("hue", float(factor)),))
+        means.append(np.abs(view_of("fast", red, hue) - reference(red, hue)).mean())
+    assert 1.6 <= np.mean(means) <= 2.0 and max(means) <= 2.0
+
+
 @pytest.mark.parametrize("view", [0, 1])
 def test_whole_views_are_pillows(view):
     errors = []

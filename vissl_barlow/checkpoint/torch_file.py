@@ -12,6 +12,7 @@ from typing import IO, Any
 import torch
 
 from vissl_barlow.atomic_files import atomic_file
+from vissl_barlow.regular_files import open_regular
 
 
 class CheckpointError(ValueError):
@@ -56,9 +57,9 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     Raises:
         CheckpointError: empty, truncated, damaged, of another format (TorchScript and numpy pickles
             are named, with what to do instead), or with objects that only code can rebuild.
-        OSError: the file is missing or cannot be opened.
+        OSError: the file is missing, no regular file, or cannot be opened.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         try:
             start = file.read(9)
             if start[:4] == b"PK\x03\x04":
@@ -79,15 +80,20 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
 
 def _check_archive(file: IO[bytes]) -> None:
     with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            # Below the archive's one folder.
-            if re.match(r"[^/]+/(code/|constants\.pkl$)", name):
-                raise CheckpointError(
-                    "refused: a TorchScript archive holds code; save its state_dict() instead"
-                )
-        record = archive.testzip()
-    if record is not None:
-        raise zipfile.BadZipFile(f"wrong checksum of the record {record}")
+        for record in archive.infolist():
+            # Below the archive's one folder; torch takes the name as the directory has it, in either
+            # case, where Python may take another one from an extra field.
+            for name in (record.orig_filename, record.filename):
+                if re.match(r"[^/]*/(code/|constants\.pkl$)", name, re.IGNORECASE):
+                    raise CheckpointError(
+                        "refused: a TorchScript archive holds code; save its state_dict() instead"
+                    )
+        # torch compresses nothing; what follows reads each record, however often it is listed.
+        if sum(record.file_size for record in archive.infolist()) > os.fstat(file.fileno()).st_size:
+            raise zipfile.BadZipFile("its records are larger than the file")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"wrong checksum of the record {damaged}")
 
 
 def _read_safetensors(file: IO[bytes]) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vissl_barlow.atomic_files import atomic_file
+from vissl_barlow.regular_files import regular_size
 
 
 class DatasetError(ValueError):
@@ -42,11 +43,13 @@ def load_list(path: str | os.PathLike, mmap: bool = False) -> np.ndarray:
 
     Raises:
         ValueError: not an array of numbers or strings; a pickle, which could run code, is none.
-        OSError: the file is missing or cannot be opened.
+        OSError: the file is missing, no regular file, or cannot be opened.
     """
     try:
+        if regular_size(path) == 0:
+            raise EOFError("the file is empty")
         return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, MemoryError) as error:
         raise ValueError(
             f"{path}: not a plain array of numbers or strings, as numpy.save writes it ({error})"
         ) from None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vissl_barlow.datasets.file_lists import DatasetError, write_file_lists
 from vissl_barlow.messages import listed
+from vissl_barlow.regular_files import MAX_LIST_BYTES, read_regular
 
 # Images in SimCLR's 1% and 10% of ImageNet's 1,281,167, and classes in each.
 COUNTS = (12_811, 128_116)
@@ -39,9 +40,9 @@ def read_subset(
 
     Raises:
         DatasetError: not one of SimCLR's lists, a name twice, or images that are not there.
-        OSError: the list or the folder is missing.
+        OSError: the list or the folder is missing, or the list is no regular file, or above 1 GiB.
     """
-    names = Path(names_file).read_text(encoding="ascii", errors="replace").split()
+    names = read_regular(names_file, MAX_LIST_BYTES).decode("ascii", errors="replace").split()
     if not any_count and len(names) not in COUNTS:
         raise DatasetError(
             f"{names_file}: {len(names)} names, expected {COUNTS[0]:,} (1%) or {COUNTS[1]:,} (10%); "

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vissl_barlow.datasets.file_lists import DatasetError, write_file_lists
 from vissl_barlow.messages import listed
+from vissl_barlow.regular_files import MAX_LIST_BYTES, read_regular
 
 CLASSES = 205
 # Images of each list (http://places.csail.mit.edu/downloadData.html).
@@ -32,11 +33,12 @@ def read_list(
 
     Raises:
         DatasetError: not that list, or images that are not there.
-        OSError: the list is missing.
+        OSError: the list is missing, no regular file, or above 1 GiB.
     """
     root = os.path.abspath(images_folder)
     paths, labels = [], []
-    for number, line in enumerate(Path(list_file).read_text().splitlines(), start=1):
+    lines = read_regular(list_file, MAX_LIST_BYTES).decode(errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         name, _, label = line.rpartition(" ")
         if not name or not label.isdigit():
             raise DatasetError(f"{list_file}:{number}: {line!r}, expected <path> <label>")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 
 from torch import nn
 
-from vissl_barlow.checkpoint import CheckpointError, load_trunk, to_detectron2
+from vissl_barlow.checkpoint import CheckpointError, load_trunk, read_checkpoint, to_detectron2
 from vissl_barlow.detection import compat  # noqa: F401 (first: mends what follows)
 
 # isort: split
@@ -76,8 +77,15 @@ class StrictCheckpointer(DetectionCheckpointer):
     """Reads a whole detection model, for evaluation: a tensor left random, or left out, is an error.
 
     Detectron2 logs both. The blocks of a ResNet-50 are among those of a ResNet-101: the deeper
-    model's checkpoint would leave nothing random in the shallower one.
+    model's checkpoint would leave nothing random in the shallower one. Nothing in the file is run:
+    Detectron2 unpickles a `.pkl`, and leaves others to torch alone.
     """
+
+    def _load_file(self, filename):
+        checkpoint = read_checkpoint(filename)
+        if not isinstance(checkpoint, Mapping):
+            raise CheckpointError(f"{filename}: holds no model of Detectron2's")
+        return checkpoint if "model" in checkpoint else {"model": checkpoint}
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)

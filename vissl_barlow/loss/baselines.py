@@ -57,7 +57,8 @@ def info_nce_loss(
 
     -sum_b s_bb / temperature + sum_b log sum_{b' != b} exp(s_bb' / temperature), where s_bb' is the
     cosine of rows b of z_a and b' of z_b. Negatives come from all processes, and the sum over them
-    leaves the positive pair out, which SimCLR's keeps.
+    leaves the positive pair out, which SimCLR's keeps. SimCLR's is a mean over the batch, too: with
+    `reference_world_size` N, the global batch, the gradient is that of the mean.
     """
     check(temperature > 0, "temperature", temperature, "above 0")
     with GlobalBatch(z_a, z_b, group, reference_world_size) as batch:
@@ -79,8 +80,9 @@ def cosine_loss(
 ) -> LossTerms:
     """The cosine objective of asymmetric twins (section 5.1): -sum_b cos(z_a_b, z_b_b).
 
-    By itself it collapses; a predictor and a stopped
-    gradient or a second network keep it from doing so (`asymmetric.py`).
+    By itself it collapses; a predictor and a stopped gradient or a second network keep it from doing so
+    (`asymmetric.py`, where the cosine is averaged). With `reference_world_size` N, the global batch,
+    the gradient is the mean's here as well.
     """
     with GlobalBatch(z_a, z_b, group, reference_world_size) as batch:
         similarity = batch.sum(F.cosine_similarity(batch.a, batch.b).sum())
@@ -197,6 +199,10 @@ def vicreg_loss(
     `invariance` is the weighted mean squared difference; `redundancy` the weighted sum, over the views,
     of the variance term mean_j max(0, gamma - sqrt(Var_j + eps)) and the covariance term
     sum_{i != j} Cov_ij^2 / D. Variances and covariances are the unbiased ones.
+
+    This is the paper's formula, as solo-learn has it. VICReg's released code and lightly halve the
+    variance term, the mean of the two views' in place of their sum: their weight of 25 is
+    `variance_weight` 12.5 here.
     """
     check_weight("invariance_weight", invariance_weight)
     check_weight("variance_weight", variance_weight)

@@ -6,6 +6,7 @@ import sys
 from vissl_barlow.reproduce import commands, report
 from vissl_barlow.reproduce.studies import IMAGENET, load_study, study_names
 from vissl_barlow.reproduce.transfer import load_table, table_names
+from vissl_barlow.stop_signals import stopped_by_ctrl_c
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     except ValueError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        raise stopped_by_ctrl_c() from None
 
 
 if __name__ == "__main__":

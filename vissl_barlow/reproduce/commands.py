@@ -45,6 +45,18 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("report"), help="default: %(default)s")
 
 
+def add_paper_weights(parser: argparse.ArgumentParser) -> None:
+    """The option of what shows Tables 1 to 4."""
+    parser.add_argument(
+        "--paper-weights",
+        action="append",
+        default=[],
+        metavar="SHA256",
+        help="evaluated weights, by the first 12 digits or more, that you know to be of the paper's "
+        "pretraining (the authors' file, say): the paper's number stands beside theirs (repeat it)",
+    )
+
+
 def add_table_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """The options of table `name`."""
     checkpoint = "of this plugin, of the authors, of VISSL or of torchvision"
@@ -55,7 +67,10 @@ def add_table_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     for option, description in table.inputs.items():
         parser.add_argument(f"--{option}", type=Path, help=description)
     add_out(parser)
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    add_paper_weights(parser)
+    parser.add_argument(
+        "--only", default="", help="rows whose name contains this, or a variant's whole name"
+    )
     mode = _add_modes(parser, "rows")
     mode.add_argument("--slurm", action="store_true", help="submit them instead of running them")
     parser.add_argument("overrides", nargs="*", help="hydra's overrides, for every VISSL command")
@@ -91,16 +106,16 @@ def run_table(name: str, options: argparse.Namespace) -> int:
     """Runs what is missing of table `name`; returns the exit status.
 
     What is finished is not run again; what was interrupted resumes from its newest checkpoint. One
-    row's failure does not keep the others from running.
+    row's failure does not keep the others from running; a request to stop does.
 
     Raises:
         ValueError: no such row, data missing, or a folder with another checkpoint's results.
     """
     table = load_table(name)
-    runs = {folder: row for row in table.rows for folder in row.seeds}
-    chosen = {folder: row for folder, row in runs.items() if options.only in folder}
+    chosen = table.chosen(options.only)
     if not chosen:
-        raise ValueError(f"--only {options.only} matches none of {', '.join(runs)}")
+        names = [*table.chosen(""), *(row.name for row in table.variants)]
+        raise ValueError(f"--only {options.only} matches none of {', '.join(names)}")
     if options.list:
         return 0
     paths = _input_paths(table, set().union(*(row.inputs for row in chosen.values())), options)
@@ -179,6 +194,11 @@ def run_study(name: str, options: argparse.Namespace) -> int:
     if options.list:
         return 0
     chosen = [e for e in chosen if options.grid or not e.optional]
+    series = dict.fromkeys(e.series for e in chosen)
+    chosen = [e for e in chosen if not e.by_name or e.series.lower() in options.only.lower()]
+    if not chosen:
+        names = ", ".join(f'"{name}"' for name in series)
+        raise ValueError(f"--only {options.only}: give the whole name of the series, of {names}")
     _refuse_swept(name, study, chosen, options)
     for experiment in chosen:  # before the first of them runs
         pretraining(experiment, options.data, options.out, more=options.overrides)

@@ -4,15 +4,17 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce.results import is_finished
+from vissl_barlow.stop_signals import StopSignals
 
 # VISSL's tool that submits itself to SLURM where its config says so; others are submitted with sbatch.
 RUNNER = "tools.run_distributed_engines"
@@ -33,16 +35,51 @@ def execute(title: str, command: Sequence[str], log: Path) -> bool:
     """Runs `command`, its output appended to `log`; whether it succeeded.
 
     Says what runs and where its log is, and of a failure the exit status and the last line.
+
+    Raises:
+        SystemExit: this process was asked to stop, and the command has stopped; with the status of that
+            signal.
     """
     print(f"{title}, log in {log}", flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as output:
         print(shlex.join(command), file=output, flush=True)
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
+        status = _run(title, command, output)
+    if status != 0:
         last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
-        print(f"{title}: failed with exit status {done.returncode}: {last}", file=sys.stderr)
-    return done.returncode == 0
+        print(f"{title}: failed with exit status {status}: {last}", file=sys.stderr)
+    return status == 0
+
+
+def _run(title: str, command: Sequence[str], output: IO[str]) -> int:
+    """The exit status of `command`, which is waited for when it is asked to stop: it may save first.
+
+    `subprocess.run` kills it a quarter of a second after Ctrl-C.
+    """
+    running: list[subprocess.Popen] = []
+
+    def forward(number: int) -> None:
+        # Whatever it was: a terminal's Ctrl-C has reached the command already, and one more from here
+        # would end it at once.
+        for process in running:
+            process.terminate()
+
+    signals = StopSignals(forward)
+    try:
+        running.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT))
+        if signals.received:
+            forward(signals.received)
+        status = running[0].wait()
+        if signals.received:
+            name = signal.Signals(signals.received).name
+            print(f"{title}: stopped by {name}; the same command goes on", file=sys.stderr)
+            signals.leave(signals.received)
+        return status
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+        signals.restore()
 
 
 def sbatch(command: Sequence[str], folder: Path, gpus: str) -> list[str]:

@@ -21,13 +21,18 @@ from rich.table import Table as ConsoleTable
 
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_accuracies, draw_comparison, draw_curves
-from vissl_barlow.reproduce.commands import add_out
-from vissl_barlow.reproduce.report_rows import ReportRow, ReportTable, config_and_settings
-from vissl_barlow.reproduce.report_tables import all_tables, report_table
-from vissl_barlow.reproduce.runs import Run, find_runs
+from vissl_barlow.reproduce.commands import add_out, add_paper_weights
+from vissl_barlow.reproduce.report_rows import (
+    HASH_CHARS,
+    ReportRow,
+    ReportTable,
+    config_and_settings,
+)
+from vissl_barlow.reproduce.report_tables import all_tables, left_out, report_table
+from vissl_barlow.reproduce.runs import Run, Runs, find_runs
 from vissl_barlow.reproduce.studies import DIGITS, IMAGENET
+from vissl_barlow.reproduce.text import in_markdown, in_picture, printable, printable_lines
 
-HASH_CHARS = 12
 BUILT_IN = "VISSL's built-in"
 PROVENANCE_COLUMNS = ("config", "checkpoint", "hardware", "hours")
 
@@ -48,7 +53,7 @@ def cells(table: ReportTable) -> tuple[list[str], list[list[str]]]:
         for name in _cells(table, ReportRow("", ""))
         if name in always or any(row[name] for row in rows)
     ]
-    return header, [[row[name] for name in header] for row in rows]
+    return header, [[printable(row[name]) for name in header] for row in rows]
 
 
 def _cells(table: ReportTable, row: ReportRow) -> dict[str, str]:
@@ -79,16 +84,15 @@ def markdown(table: ReportTable) -> str:
     """The table in Markdown, its title above it."""
     header, rows = cells(table)
     lines = [
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
-        for row in (header, ["---"] * len(header), *rows)
+        f"| {' | '.join(map(in_markdown, row))} |" for row in (header, ["---"] * len(header), *rows)
     ]
-    return "\n".join([f"**{table.title}**", "", *lines, ""])
+    return "\n".join([f"**{in_markdown(table.title)}**", "", *lines, ""])
 
 
 def csv_row(table: ReportTable, row: ReportRow, root: Path) -> dict[str, object]:
     """A row in full precision, by column; folders are below `root`."""
     on_digits = table.data == DIGITS
-    return {
+    columns = {
         "item": table.name,
         "data": table.data,
         "label": row.label,
@@ -107,6 +111,10 @@ def csv_row(table: ReportTable, row: ReportRow, root: Path) -> dict[str, object]
         "seeds": " ".join(str(run.seed) for run in row.runs),
         "folders": ";".join(_relative(run.folder, root) for run in row.runs),
     }
+    return {
+        name: printable(value) if isinstance(value, str) else value
+        for name, value in columns.items()
+    }
 
 
 def write_table(table: ReportTable, out: Path, root: Path) -> Mapping[str, Path]:
@@ -122,16 +130,16 @@ def write_table(table: ReportTable, out: Path, root: Path) -> Mapping[str, Path]
     writer.writeheader()
     writer.writerows(csv_row(table, row, root) for row in table.rows)
     write_text_atomically(stem.with_suffix(".csv"), text.getvalue())
-    picture = stem.with_suffix(".png")
+    picture, title = stem.with_suffix(".png"), in_picture(table.title)
     y_label = "linear probe on digits, %" if table.data == DIGITS else "%"
     if table.name == "figure1":
         if not table.curves:
             return table.pictures
-        draw_curves(picture, table.curves, table.title)
+        draw_curves(picture, {in_picture(k): v for k, v in table.curves.items()}, title)
     elif table.name.startswith("figure"):
-        draw_accuracies(picture, _panels(table), table.x_label, y_label, table.title)
+        draw_accuracies(picture, _panels(table), table.x_label, y_label, title)
     else:
-        draw_comparison(picture, _dots(table), y_label, table.title)
+        draw_comparison(picture, _dots(table), y_label, title)
     return {table.title: picture, **table.pictures}
 
 
@@ -155,7 +163,7 @@ def _dots(table: ReportTable) -> list[tuple[str, dict[str, Sequence[float]]]]:
                 values[name] = (value,)
         if row.values:
             values["ours"] = row.values
-        dots.append((f"{row.label}, {row.figure}", values))
+        dots.append((in_picture(f"{row.label}, {row.figure}", 70, lines=2), values))
     return dots
 
 
@@ -163,7 +171,7 @@ def print_table(table: ReportTable) -> None:
     """The table on the console, without its provenance."""
     header, rows = cells(table)
     shown = [i for i, name in enumerate(header) if name not in PROVENANCE_COLUMNS]
-    on_console = ConsoleTable(title=table.title)
+    on_console = ConsoleTable(title=printable(table.title))
     for i in shown:
         on_console.add_column(header[i], justify="left" if i < 2 else "right")
     for row in rows:
@@ -176,6 +184,7 @@ def page(
     tables: Sequence[tuple[ReportTable, Mapping[str, Path]]],
     runs: Sequence[Run],
     refused: Mapping[str, str],
+    left_out: Mapping[str, str],
     root: Path,
 ) -> str:
     """The report as one HTML page that needs nothing else; each table has its pictures beside it."""
@@ -183,12 +192,14 @@ def page(
     environment.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
     template = environment.from_string(files(__package__).joinpath("report.html").read_text())
     imagenet = [row for table, _ in tables if table.data == IMAGENET for row in table.rows]
-    return template.render(
+    text = template.render(
         tables=[(table, *cells(table), pictures) for table, pictures in tables],
         measured=sum(row.difference is not None for row in imagenet),
         runs=[(run, _relative(run.folder, root), config_and_settings(run)) for run in runs],
         refused=refused,
+        left_out=left_out,
     )
+    return printable_lines(text)
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -201,6 +212,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs_dir", type=Path, metavar="RUNS_DIR", help="folder of the runs, however deep"
     )
     add_out(parser)
+    add_paper_weights(parser)
     parser.set_defaults(overrides=[])
 
 
@@ -209,48 +221,85 @@ def run(options: argparse.Namespace) -> int:
     were refused.
 
     Raises:
-        ValueError: there is no such folder, or no run in it.
+        ValueError: there is no such folder, no run in it, or no evaluation of `--paper-weights`.
     """
     folder, out = options.runs_dir.resolve(), options.out.resolve()
     if not folder.is_dir():
         raise ValueError(f"{options.runs_dir} is no folder: name the one that holds your runs")
     found = find_runs(folder, leave_out=out if out != folder else None)
-    if not (found.runs or found.refused):
+    if not (found.runs or found.refused or found.left_out):
         raise ValueError(
             f"no run in {options.runs_dir}: every run of this plugin leaves a barlow_run.json there"
         )
-    tables = all_tables(found)
+    papers = _papers(options, found)
+    tables = all_tables(found, papers)
     pictures = [write_table(table, out, folder) for table in tables]
-    reasons = {_relative(path, folder): reason for path, reason in found.refused.items()}
-    html = page(list(zip(tables, pictures)), found.runs, reasons, folder)
+    refused, others = (
+        {_relative(path, folder): reason for path, reason in reasons.items()}
+        for reasons in (found.refused, left_out(found, tables))
+    )
+    html = page(list(zip(tables, pictures)), found.runs, refused, others, folder)
     write_text_atomically(out / "report.html", html)
-    refusals = ["**Refused**", "", *(f"- {path}: {why}" for path, why in reasons.items())]
-    text = "\n".join([*map(markdown, tables), *(refusals if reasons else [])])
-    write_text_atomically(out / "report.md", text)
+    lines = [
+        line
+        for title, reasons in (("Refused", refused), ("In no table of the paper's", others))
+        if reasons
+        for line in (
+            *(f"**{title}**", ""),
+            *(f"- {in_markdown(path)}: {in_markdown(why)}" for path, why in reasons.items()),
+            "",
+        )
+    ]
+    write_text_atomically(out / "report.md", "\n".join([*map(markdown, tables), *lines]))
     for table in tables:
         if table.measured:
             print_table(table)
-    _print_refused(reasons)
+    _print_reasons("refused", refused)
+    _print_reasons("left out", others)
     unfinished = sum(1 for r in found.runs if r.pretrains and not r.finished)
     print(
-        f"{len(found.runs)} runs, {unfinished} of them unfinished pretrainings, {len(reasons)} refused"
+        f"{len(found.runs)} runs, {unfinished} of them unfinished pretrainings, "
+        f"{len(refused)} refused, {len(others)} left out"
     )
-    print(f"report: {options.out / 'report.html'}")
-    return int(bool(reasons))
+    print(f"report: {printable(str(options.out / 'report.html'))}")
+    return int(bool(refused))
+
+
+def _papers(options: argparse.Namespace, found: Runs) -> list[str]:
+    """How the hashes begin of the weights that the user says are the paper's.
+
+    Raises:
+        ValueError: nothing evaluates weights of such a hash, or it is too short to mean one file.
+    """
+    papers = [each.lower() for each in vars(options).get("paper_weights", ())]
+    digests = {run.weights_sha256 for run in found.runs if run.weights_sha256}
+    for each in papers:
+        if len(each) < HASH_CHARS or not any(digest.startswith(each) for digest in digests):
+            raise ValueError(
+                f"--paper-weights {each}: no run evaluates weights whose sha256 begins so; give at "
+                f"least {HASH_CHARS} digits of one of {', '.join(sorted(digests)) or 'none'}"
+            )
+    return papers
 
 
 def report_one(name: str, options: argparse.Namespace) -> None:
-    """Prints one table or figure of the runs below `options.out`, and writes it there."""
+    """Prints one table or figure of the runs below `options.out`, and writes it there; and what of them
+    is in none, and why."""
     out = options.out
     found = find_runs(out.resolve())
     data, linear = vars(options).get("data", IMAGENET), vars(options).get("linear", ())
-    table = report_table(name, data, found, options.overrides, linear)
+    papers = _papers(options, found)
+    table = report_table(name, data, found, options.overrides, linear, papers)
     write_table(table, out, out.resolve())
     print_table(table)
-    _print_refused(found.refused)
-    print(f"table: {out / table.stem}.md")
+    others = left_out(found, [table])
+    if others:  # most are in other tables
+        others = left_out(found, [table, *all_tables(found)])
+    for what, reasons in (("refused", found.refused), ("left out", others)):
+        _print_reasons(what, {_relative(path, out.resolve()): why for path, why in reasons.items()})
+    print(f"table: {printable(str(out / table.stem))}.md")
 
 
-def _print_refused(reasons: Mapping[str, str] | Mapping[Path, str]) -> None:
+def _print_reasons(what: str, reasons: Mapping[str, str]) -> None:
     for path, reason in reasons.items():
-        print(f"refused: {path}: {reason}", file=sys.stderr)
+        print(f"{what}: {printable(path)}: {printable(reason)}", file=sys.stderr)

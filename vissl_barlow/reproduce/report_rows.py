@@ -7,9 +7,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP
-from vissl_barlow.reproduce.runs import Run, expected_settings
+from vissl_barlow.reproduce.runs import Run, changed_settings
 from vissl_barlow.reproduce.settings import describe
 from vissl_barlow.reproduce.studies import IMAGENET
+
+HASH_CHARS = 12
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,14 @@ def evaluated_weights(run: Run, pretrainings: Sequence[Run]) -> str:
     return run.weights_path.name if run.weights_path else "the untrained trunk"
 
 
+def weights_label(run: Run, pretrainings: Sequence[Run]) -> str:
+    """`evaluated_weights`, and of a file from elsewhere what tells it from others of its name."""
+    text = evaluated_weights(run, pretrainings)
+    if pretrainings or run.weights is None:
+        return text
+    return f"{text}, sha256 {(run.weights_sha256 or 'not noted')[:HASH_CHARS]}"
+
+
 def config_name(run: Run) -> str:
     """The config of a run, without the folders in front of the plugin's own."""
     return run.config.removeprefix(f"{PRETRAIN_GROUP}/").removeprefix("benchmark/vissl_barlow/")
@@ -168,7 +178,7 @@ def config_name(run: Run) -> str:
 
 def config_and_settings(run: Run) -> str:
     """The config of a run, and what the run changed of what it computes."""
-    changed = (run.settings - expected_settings(run.config)) | run.departures
+    changed = changed_settings(run)
     text = describe(setting.removeprefix("config.") for setting in changed)
     return f"{config_name(run)} with {text}" if changed else config_name(run)
 
@@ -177,5 +187,7 @@ def unused_label(run: Run, used: Iterable[str]) -> str:
     """What to call a run beside others: the shortest of its names that is not among `used`."""
     ending = "" if run.finished else ", unfinished"
     seeded = f"{config_and_settings(run)}, seed {run.seed}"
-    names = (config_name(run), config_and_settings(run), seeded, f"{seeded}, {run.folder}")
+    names = [config_and_settings(run), seeded, f"{seeded}, {run.folder}"]
+    if run.on_digits:  # those of a study differ in its settings, from one another and the config
+        names.insert(0, config_name(run))
     return next(f"{name}{ending}" for name in names if f"{name}{ending}" not in used)

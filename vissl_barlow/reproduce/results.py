@@ -69,12 +69,6 @@ def read_detection(path: Path) -> dict[str, float]:
     }
 
 
-def why_detection_is_refused(path: Path) -> str | None:
-    """Why the APs in results.json are not the run's; None where they are, or there are none."""
-    scores = _detection_scores(path)
-    return why_not_final(scores) if scores else None
-
-
 def _detection_scores(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
@@ -102,21 +96,34 @@ READERS = {
 
 @dataclass(frozen=True)
 class ResultFile:
-    """Where a run leaves its result: `kind`, a key of `READERS`, and `file`, below the run's folder."""
+    """Where a run leaves its result: `kind`, a key of `READERS`, and `file`, below the run's folder, a
+    pattern where the name depends on the config."""
 
     kind: str
     file: str
 
     def read(self, folder: Path) -> dict[str, float]:
         """Figures in %, by name; none while the run in `folder` has not come to its end."""
-        return READERS[self.kind](folder / self.file)
+        return READERS[self.kind](self.path(folder))
+
+    def path(self, folder: Path) -> Path:
+        """The file in `folder`. Of several that fit the pattern none is the result."""
+        found = list(folder.glob(self.file))
+        return found[0] if len(found) == 1 else folder / self.file
 
     def why_refused(self, folder: Path) -> str | None:
-        """Why the numbers that are in the file are not the run's result; None where they are, or where
-        the file itself, or its absence, tells a run that has not come to its end."""
-        if self.kind != "detection":
-            return None
-        return why_detection_is_refused(folder / self.file)
+        """Why nothing tells whether the numbers in the file are the run's; None where it does."""
+        scores = self._detection_scores(folder)
+        return why_not_final(scores) if scores and "evaluated" not in scores else None
+
+    def why_left_out(self, folder: Path) -> str | None:
+        """Why the numbers in the file are not the run's result; None where they are, or where the file
+        itself, or its absence, tells a run that has not come to its end."""
+        scores = self._detection_scores(folder)
+        return why_not_final(scores) if scores and "evaluated" in scores else None
+
+    def _detection_scores(self, folder: Path) -> dict[str, Any]:
+        return _detection_scores(self.path(folder)) if self.kind == "detection" else {}
 
 
 ACCURACY = ResultFile("accuracy", "metrics.json")

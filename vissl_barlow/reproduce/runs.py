@@ -7,37 +7,59 @@ reported only if it has provenance, the resolved config and, for a pretraining, 
 
 import functools
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
 
-from vissl_barlow.provenance import PROVENANCE_FILE, file_sha256, read_provenance
+from vissl_barlow.atomic_files import file_state
+from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, file_sha256
 from vissl_barlow.reproduce.batch import global_batch, share_of
-from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
+from vissl_barlow.reproduce.departures import data_departures, model_departures
+from vissl_barlow.reproduce.folders import (
+    CHECKPOINT,
+    LeftOut,
+    Refused,
+    check_files,
+    picture,
+    read_curves,
+    read_resolved,
+    read_starts,
+    run_folders,
+)
+from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP
 from vissl_barlow.reproduce.results import PROBE, ResultFile, is_finished
 from vissl_barlow.reproduce.settings import DETECTION, config_of, describe, settings_of
 from vissl_barlow.reproduce.studies import DIGITS_BASE
 from vissl_barlow.reproduce.transfer import rows_by_config
+from vissl_barlow.run_files import FIGURE_FILE, METRICS_FILE
 
-CHECKPOINT = "checkpoint.torch"
+RESULTS = (PROBE.file, *sorted({row.result.file for row in rows_by_config().values()}))
+# All that is read of a run's folder.
+_FILES = (
+    *(PROVENANCE_FILE, "train_config.yaml", "config.yaml", CHECKPOINT, METRICS_FILE, FIGURE_FILE),
+    *RESULTS,
+)
 DIGITS_CONFIG = f"{PRETRAIN_GROUP}/{DIGITS_BASE}"
 # Groups that put the digits in the place of another data set.
 DIGITS_GROUPS = {
     f"config/{PRETRAIN_GROUP}={DIGITS_BASE}",
     "config/benchmark/vissl_barlow/overlays=digits",
 }
-# Overrides that decide trunk and heads, groups included.
-_OF_THE_MODEL = re.compile(r"\+*(config\.MODEL\.(TRUNK|HEAD)\.|config/)")
-
-
-class Refused(Exception):
-    """Numbers that must not be reported; the message says why."""
+# What Figure 1's table has of each run, from its last logged step.
+LAST_STEP = {
+    "iteration": "steps",
+    "loss": "loss",
+    "invariance": "invariance term",
+    "redundancy": "redundancy reduction term",
+    "diagonal_mean": "mean diagonal of C",
+    "off_diagonal_rms": "off-diagonal RMS of C",
+    "effective_rank_embedding": "effective rank, embeddings",
+    "effective_rank_representation": "effective rank, representations",
+    "images_per_second": "images/s",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +68,15 @@ class Run:
 
     Attributes:
         folder: its own.
-        starts: its provenance, one entry per start or resume.
+        starts: its provenance, one entry per start or resume that left something.
         config: "pretrain/vissl_barlow/NAME", "benchmark/vissl_barlow/NAME", or the name of a Detectron2
             config.
         settings: what it computes otherwise than `config`, as `settings_of` writes it.
         result: figure to value in %; empty while there is none.
-        departures: what its resolved config and its data have otherwise than the command says, as text:
-            such a run is in no row of the paper's.
+        departures: what its resolved config and its images are otherwise than the command says, as
+            text: such a run is in no row of the paper's.
+        history: a pretraining's logged steps.
+        picture: that a pretraining drew; None without one.
     """
 
     folder: Path
@@ -61,6 +85,8 @@ class Run:
     settings: frozenset[str]
     result: dict[str, float]
     departures: frozenset[str] = frozenset()
+    history: tuple[dict[str, Any], ...] = ()
+    picture: Path | None = None
 
     @property
     def pretrains(self) -> bool:
@@ -73,7 +99,7 @@ class Run:
 
     @property
     def on_digits(self) -> bool:
-        return self.config == DIGITS_CONFIG or not self.settings.isdisjoint(DIGITS_GROUPS)
+        return _on_digits(self.config, self.settings)
 
     @property
     def resolved(self) -> str:
@@ -118,14 +144,17 @@ class Run:
         return _sha256(path) if path.exists() else None
 
 
+def _on_digits(config: str, settings: frozenset[str]) -> bool:
+    return config == DIGITS_CONFIG or not settings.isdisjoint(DIGITS_GROUPS)
+
+
 def _sha256(path: Path) -> str:
     """`file_sha256`, once for all the runs that name the file: it may have gigabytes."""
-    state = path.stat()
-    return _sha256_of(path.resolve(), state.st_mtime_ns, state.st_size)
+    return _sha256_of(path.resolve(), file_state(path))
 
 
 @functools.cache
-def _sha256_of(path: Path, *state: int) -> str:
+def _sha256_of(path: Path, state: tuple[int, ...]) -> str:
     return file_sha256(path)
 
 
@@ -133,12 +162,16 @@ class Runs:
     """Runs, and which of them belong together.
 
     Attributes:
-        refused: the folders whose numbers are refused, with reasons.
+        refused: the folders whose numbers are refused, with reasons: something is wrong with them.
+        left_out: what else of the folders is in no table, with reasons.
     """
 
-    def __init__(self, runs: Iterable[Run], refused: Mapping[Path, str]) -> None:
+    def __init__(
+        self, runs: Iterable[Run], refused: Mapping[Path, str], left_out: Mapping[Path, str]
+    ) -> None:
         self.runs = list(runs)
         self.refused = refused
+        self.left_out = left_out
         pretrainings = [run for run in self.runs if run.pretrains]
         # Checkpoints are large: they are hashed only where an evaluation's hash is to be found.
         evaluations = any(run.weights_sha256 for run in self.runs)
@@ -164,48 +197,53 @@ class Runs:
         )
         return bool(run.result) and ended
 
-    def matching(self, config: str, overrides: Sequence[str] = ()) -> list[Run]:
+    def matching(
+        self, config: str, overrides: Sequence[str] = (), *, departing: bool = False
+    ) -> list[Run]:
         """The runs of `config` with `overrides` and no other settings, by seed.
 
-        Those that depart from what was typed are among them only where `overrides` make another
-        experiment of it anyway: beside the paper's numbers stand the paper's experiments.
+        Args:
+            departing: whether those that depart from what was typed are among them; never where the
+                paper's number may stand beside them.
         """
         settings = expected_settings(config, overrides)
-        papers = config != DIGITS_CONFIG and settings == expected_settings(config)
         found = [
             run
             for run in self.runs
-            if run.config == config and run.settings == settings and not (papers and run.departures)
+            if run.config == config
+            and run.settings == settings
+            and (departing or not run.departures)
         ]
         return sorted(found, key=lambda run: run.seed)
 
 
 def find_runs(folder: Path, leave_out: Path | None = None) -> Runs:
-    """The runs in and below `folder`, by path.
+    """The runs in and below `folder`, by path. What is wrong with one of them concerns no other.
 
     Args:
         leave_out: a folder below it that holds no runs: the report's own.
     """
+    root = folder.resolve()
     runs: list[Run] = []
     refused: dict[Path, str] = {}
-    for found in _folders(folder):
+    left_out: dict[Path, str] = {}
+    for found in run_folders(root, RESULTS, left_out.__setitem__):
         if leave_out is not None and found.is_relative_to(leave_out):
             continue
         try:
-            runs.append(read_run(found))
+            runs.append(read_run(found, root))
+            if (found / FIGURE_FILE).exists() and not runs[-1].picture:
+                left_out[found / FIGURE_FILE] = "no PNG: it is not shown"
+        except LeftOut as reason:
+            left_out[found] = str(reason)
         except Refused as reason:
             refused[found] = str(reason)
-    for reasons in (_copies, _without_their_checkpoints):
+        except Exception as error:  # whatever is in it must not cost the others their report
+            refused[found] = f"cannot be read: {type(error).__name__}: {error}"
+    for reasons in (_copies, _unreadable, functools.partial(_without_their_checkpoints, root)):
         refused |= reasons(runs)
         runs = [run for run in runs if run.folder not in refused]
-    return Runs(runs, refused)
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Those with provenance, and those with a result whether or not it has any."""
-    results = [PROBE, *(row.result for row in rows_by_config().values())]
-    names = {PROVENANCE_FILE, *(result.file for result in results)}
-    return sorted({path.parents[name.count("/")] for name in names for path in folder.rglob(name)})
+    return Runs(runs, refused, left_out)
 
 
 def _copies(runs: Sequence[Run]) -> dict[Path, str]:
@@ -221,7 +259,18 @@ def _copies(runs: Sequence[Run]) -> dict[Path, str]:
     return refused
 
 
-def _without_their_checkpoints(runs: Sequence[Run]) -> dict[Path, str]:
+def _unreadable(runs: Sequence[Run]) -> dict[Path, str]:
+    """Pretrainings whose checkpoint the disk does not give back, where its hash is needed."""
+    refused: dict[Path, str] = {}
+    for run in runs if any(run.weights_sha256 for run in runs) else ():
+        try:
+            _ = run.pretrains and run.checkpoint_sha256
+        except OSError as error:
+            refused[run.folder] = f"{CHECKPOINT} cannot be read: {error.strerror}"
+    return refused
+
+
+def _without_their_checkpoints(root: Path, runs: Sequence[Run]) -> dict[Path, str]:
     """Evaluations of a checkpoint that has since been overwritten: its numbers would be unknown."""
     folders = {run.folder.resolve() for run in runs}
     refused: dict[Path, str] = {}
@@ -229,75 +278,62 @@ def _without_their_checkpoints(runs: Sequence[Run]) -> dict[Path, str]:
         path, noted = run.weights_path, run.weights_sha256
         if not (run.result and path and noted and path.parent in folders and path.exists()):
             continue
+        try:
+            check_files(path.parent, root, [path.name])
+        except Refused as reason:
+            refused[run.folder] = f"the weights it evaluated, {path.parent}: {reason}"
+            continue
         if _sha256(path) != noted:
             refused[run.folder] = f"{path} is no longer the file it evaluated: sha256 differs"
     return refused
 
 
-def read_run(folder: Path) -> Run:
-    """The run in `folder`.
+def read_run(folder: Path, root: Path) -> Run:
+    """The run in `folder`, below `root`; nothing outside `root` is read.
 
     Raises:
         Refused: its numbers lack the files that vouch for them, or are none.
+        LeftOut: they are sound, and not a run's result.
     """
-    try:
-        starts = tuple(read_provenance(folder))
-    except ValueError as error:
-        raise Refused(f"{PROVENANCE_FILE} cannot be read: {error}") from error
-    if not starts:
-        raise Refused(f"no {PROVENANCE_FILE}: nothing tells which run its numbers are of")
+    check_files(folder, root, _FILES)
+    starts = tuple(counted_starts(read_starts(folder)))
     commands = [start["command"] for start in starts]
     configs = list(dict.fromkeys(map(config_of, commands)))
     config = configs[0]
     if len(configs) > 1 or config is None:
         raise Refused(f"its starts ran {', '.join(map(str, configs))}: a run has one config")
     resolved = folder / resolved_config(starts)
-    if (folder / _result_file(config).file).exists() and not resolved.exists():
+    if _result_file(config).path(folder).exists() and not resolved.exists():
         raise Refused(f"no {resolved.name}: nothing tells how its numbers were computed")
+    of_vissl = {}
+    if resolved.exists() and not _detects(starts):  # it does not where a run has only just started
+        of_vissl = read_resolved(resolved)
     result = _read_result(folder, config)
     if config.startswith(PRETRAIN_GROUP) and result and not (folder / CHECKPOINT).exists():
         raise Refused(f"no {CHECKPOINT}: the weights behind its numbers are gone")
     batch = None
-    if has_batch(config) and resolved.exists():  # it does not where a run has only just started
-        batch = _batch_per_process(resolved.read_text()) * starts[-1]["processes"]
+    if has_batch(config) and of_vissl:
+        batch = _global_batch(of_vissl, starts[-1]["processes"])
     settings = list(dict.fromkeys(settings_of(command, batch) for command in commands))
     if len(settings) > 1:
         reasons = "; then ".join(describe(each) or "none" for each in settings)
         raise Refused(f"its starts had different settings: {reasons}")
-    departures = _departures(config, commands[-1], resolved)
-    return Run(folder, starts, config, settings[0], result, departures)
-
-
-def _departures(config: str, command: Sequence[str], resolved: Path) -> frozenset[str]:
-    """Trunk and heads of a run that are not those of its config with its command's overrides."""
-    if not (has_batch(config) and resolved.exists()):
-        return frozenset()
-    model = yaml.safe_load(resolved.read_text()).get("MODEL", {})
-    overrides = [word for word in command if _OF_THE_MODEL.match(word)]
-    try:
-        composed: Any = OmegaConf.to_container(compose_config(config, tuple(overrides)).MODEL)
-    except HydraException:  # a config of the user's own, which is no row of the paper's
-        return frozenset()
-    trunk, resnet = model.get("TRUNK", {}), model.get("TRUNK", {}).get("RESNETS", {})
-    pairs = {
-        "TRUNK.NAME": (trunk.get("NAME"), composed["TRUNK"]["NAME"]),
-        "TRUNK.RESNETS.DEPTH": (resnet.get("DEPTH"), composed["TRUNK"]["RESNETS"]["DEPTH"]),
-        "TRUNK.RESNETS.WIDTH_MULTIPLIER": (
-            resnet.get("WIDTH_MULTIPLIER"),
-            composed["TRUNK"]["RESNETS"].get("WIDTH_MULTIPLIER", 1),
-        ),
-        "HEAD.PARAMS": (model.get("HEAD", {}).get("PARAMS"), composed["HEAD"]["PARAMS"]),
-    }
-    return frozenset(
-        f"config.MODEL.{key}={found}"
-        for key, (found, wanted) in pairs.items()
-        if found is not None and found != wanted
-    )
+    departures = set(model_departures(config, commands[-1], of_vissl) if of_vissl else ())
+    if not _detects(starts) and not _on_digits(config, settings[0]):
+        departures.update(data_departures(config, starts))
+    run = Run(folder, starts, config, settings[0], result, frozenset(departures))
+    if run.pretrains:
+        run = replace(run, history=read_curves(folder, LAST_STEP), picture=picture(folder))
+    return run
 
 
 def resolved_config(starts: Sequence[Mapping[str, Any]]) -> str:
     """Name of the file in which Detectron2, or VISSL, leaves the config of a run."""
-    return "config.yaml" if DETECTION in starts[0]["command"] else "train_config.yaml"
+    return "config.yaml" if _detects(starts) else "train_config.yaml"
+
+
+def _detects(starts: Sequence[Mapping[str, Any]]) -> bool:
+    return DETECTION in starts[0]["command"]
 
 
 def _result_file(config: str) -> ResultFile:
@@ -308,12 +344,14 @@ def _result_file(config: str) -> ResultFile:
 def _read_result(folder: Path, config: str) -> dict[str, float]:
     file = _result_file(config)
     try:
-        refused = file.why_refused(folder)
+        refused, left_out = file.why_refused(folder), file.why_left_out(folder)
         result = file.read(folder)
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Refused(f"its result cannot be read: {type(error).__name__}: {error}") from error
     if refused:
         raise Refused(refused)
+    if left_out:
+        raise LeftOut(left_out)
     for name, value in result.items():
         # VISSL's SVM tool writes -1 where every class failed, and ends with exit status 0.
         if value is None or not (math.isfinite(value) and 0 <= value <= 100):
@@ -326,9 +364,11 @@ def has_batch(config: str) -> bool:
     return config.startswith(PRETRAIN_GROUP) or _result_file(config).kind == "accuracy"
 
 
-@functools.cache
-def _batch_per_process(resolved: str) -> int:
-    return yaml.safe_load(resolved)["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"]
+def _global_batch(config: Mapping[str, Any], processes: int) -> int:
+    """Of a resolved config; `processes`: where the config itself does not say how many."""
+    if distributed := config.get("DISTRIBUTED"):
+        processes = distributed["NUM_NODES"] * distributed["NUM_PROC_PER_NODE"]
+    return config["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"] * processes
 
 
 def expected_settings(config: str, overrides: Sequence[str] = ()) -> frozenset[str]:
@@ -343,3 +383,12 @@ def expected_settings(config: str, overrides: Sequence[str] = ()) -> frozenset[s
         return settings_of(overrides)
     batch = global_batch(config, [*overrides, *share_of(None, config, overrides)])
     return settings_of(overrides, batch)
+
+
+def changed_settings(run: Run) -> frozenset[str]:
+    """What a run changed of what its config computes, and its departures."""
+    try:
+        own = expected_settings(run.config)
+    except HydraException:  # a config of the user's own
+        own = frozenset()
+    return (run.settings - own) | run.departures

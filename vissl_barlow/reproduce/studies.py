@@ -10,7 +10,9 @@ part (`batch.share_of`).
 
     rows            name, config, overrides, `heads`; `digits`: more overrides there, or false
     series, best_of axes: `values` (a list, or label to value), `baseline`: the one without an override,
-                    `overrides` with {} for the value; or `global_batch: true`: the value is the batch
+                    `overrides` with {} for the value, or {0}, {1} for those of a list; or
+                    `global_batch: true`: the value is the batch
+    series          `by_name: true`: run only where it is asked for by its name
     best_of         the best of its values counts; `chosen`: a point's own value, of which alone it is
                     run unless the whole grid is asked for
 """
@@ -53,6 +55,7 @@ class Experiment:
         paper: what the paper reports on ImageNet, by figure, in %.
         batch: the global batch, where it is not the config's.
         optional: a value of the grid that is run only where the whole grid is asked for.
+        by_name: its series is run only where it is asked for by its name.
     """
 
     series: str
@@ -63,6 +66,7 @@ class Experiment:
     paper: dict[str, float] = field(default_factory=dict)
     batch: int | None = None
     optional: bool = False
+    by_name: bool = False
 
     @property
     def title(self) -> str:
@@ -82,7 +86,7 @@ class Experiment:
 @dataclass(frozen=True)
 class Study:
     """A title, the experiments, a figure's label of its first axis, what `tried` is a value of, and the
-    keys of the axes, `config.` in front."""
+    keys of the axes that are run without being named, `config.` in front."""
 
     title: str
     experiments: tuple[Experiment, ...]
@@ -127,7 +131,8 @@ def load_study(name: str, data: str) -> Study:
         for each in _experiments(content, data, paper)
         for tried, more, optional in _tried(best_of, each.name, data)
     )
-    axes = [*content.get("series", ()), *([best_of] if best_of else [])]
+    series = [each for each in content.get("series", ()) if not each.get("by_name")]
+    axes = [*series, *([best_of] if best_of else [])]
     keys = {key for axis in axes for key in _keys(axis)}
     return Study(
         content["title"],
@@ -153,7 +158,13 @@ def _experiments(
         for point, overrides, batch in _points(series, data):
             reference = paper.get(point, {})
             yield Experiment(
-                series["name"], point, study["config"], overrides, paper=reference, batch=batch
+                series["name"],
+                point,
+                study["config"],
+                overrides,
+                paper=reference,
+                batch=batch,
+                by_name=series.get("by_name", False),
             )
     for row in study.get("rows", ()):
         on_digits = row.get("digits", [])  # more overrides, or False: not on the digits
@@ -175,7 +186,8 @@ def _points(axis: dict[str, Any], data: str) -> Iterator[tuple[str, tuple[str, .
             yield str(label), (), value if label != axis["baseline"] else None
             continue
         templates = axis["overrides"] if label != axis["baseline"] else []
-        yield str(label), tuple(template.format(value) for template in templates), None
+        words = value if isinstance(value, list) else [value]
+        yield str(label), tuple(template.format(*words) for template in templates), None
 
 
 def _tried(

@@ -5,7 +5,9 @@ A table is a file of `benchmark_configs/tables`:
     title, inputs   the data it wants: option name and description
     rows            name (paper.yaml has its figures by it), label; `result`: file and kind, a key of
                     `results.READERS`; `steps`: commands, one after another; `seeds`: run once for
-                    each, report mean and standard deviation
+                    each, report mean and standard deviation; `variants`: other configs for the same
+                    commands, name to label, which are run only if asked for by their whole name and
+                    stand beside no number of the paper's
     also            rows of the report that need no command of their own: name, label, the `row` that
                     is run and the config of the `pretraining` it is run on
     steps           module, arguments; `creates`: the last file it writes, where it has one
@@ -65,12 +67,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Title, inputs (option name to description), the rows that are run, and those of `also`."""
+    """Title, inputs (option name to description), the rows that are run, those of `also`, and the rows'
+    variants."""
 
     title: str
     inputs: dict[str, str]
     rows: tuple[Row, ...]
     also: tuple[Row, ...]
+    variants: tuple[Row, ...]
+
+    def chosen(self, only: str) -> dict[str, Row]:
+        """The rows whose folder's name contains `only`, and the variant of that name; by folder."""
+        runs = {folder: row for row in self.rows for folder in row.seeds if only in folder}
+        return runs | {row.name: row for row in self.variants if row.name == only}
 
     @property
     def detects(self) -> bool:
@@ -110,10 +119,28 @@ def load_table(name: str) -> Table:
         )
         for row in content.get("also", ())
     )
-    return Table(content["title"], content["inputs"], tuple(rows.values()), tuple(also))
+    variants = (
+        _variant(rows[row["name"]], name, label)
+        for row in content["rows"]
+        for name, label in row.get("variants", {}).items()
+    )
+    return Table(
+        content["title"], content["inputs"], tuple(rows.values()), tuple(also), tuple(variants)
+    )
+
+
+def _variant(row: Row, name: str, label: str) -> Row:
+    """`row` with the config `name` in place of its own."""
+    own, other = f"config={row.config}", f"config={Path(row.config).with_name(name)}"
+    steps = (
+        replace(step, arguments=tuple(other if word == own else word for word in step.arguments))
+        for step in row.steps
+    )
+    return replace(row, name=name, label=label, seeds={name: 0}, steps=tuple(steps))
 
 
 @functools.cache
 def rows_by_config() -> dict[str, Row]:
-    """The rows that are run, of all tables, by the config that they run."""
-    return {row.config: row for name in table_names() for row in load_table(name).rows}
+    """The rows that are run, of all tables, and their variants, by the config that they run."""
+    tables = map(load_table, table_names())
+    return {row.config: row for table in tables for row in (*table.rows, *table.variants)}

@@ -1,7 +1,8 @@
 """The fast backend: a view by torch's resize and OpenCV, on uint8 arrays.
 
 Each operation keeps Pillow's arithmetic, including the saturation and the rounding to 8 bits after
-each step, so that a view differs from `pillow`'s by rounding only. None is an approximation.
+each step, so that a view differs from `pillow`'s by rounding, but in two places: `blur` at the border,
+`shift_hue` on saturated colours.
 
 Letters: H, W of the image; S the side of a view.
 """
@@ -109,7 +110,11 @@ def jitter(view: np.ndarray, operation: str, factor: float) -> np.ndarray:
 
 
 def shift_hue(view: np.ndarray, turns: float) -> np.ndarray:
-    """The hue of an RGB view shifted through 8-bit HSV, as Pillow and torchvision do."""
+    """The hue of an RGB view shifted through 8-bit HSV, as Pillow and torchvision do.
+
+    OpenCV's hue has 256 levels, Pillow's 255. Where a colour is saturated a level of hue is several of
+    red, green or blue: on pure red or green the mean difference is up to 2 levels.
+    """
     hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
     # OpenCV rounds the hue to 256 levels, Pillow truncates it to 255: one level apart on average.
     shift = np.array([(int(turns * 255) - 1) % 256, 0, 0], np.uint8)
@@ -120,7 +125,12 @@ def shift_hue(view: np.ndarray, turns: float) -> np.ndarray:
 
 
 def blur(view: np.ndarray, sigma: float) -> np.ndarray:
-    """Pillow's Gaussian blur of an RGB or grey view."""
+    """Pillow's Gaussian blur of an RGB or grey view.
+
+    Pillow repeats the border's pixels before each of its three box filters, this once before their
+    convolution. The six outermost pixels differ by up to 18 levels on photographs, by 41 where a white
+    line lies along a black image's border.
+    """
     kernel = gaussian_kernel(sigma)
     return cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 

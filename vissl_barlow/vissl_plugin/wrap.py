@@ -66,10 +66,11 @@ def wrap(owner, name: str, applies: Callable[..., bool]):
 
 
 class Overlay(types.ModuleType):
-    """A module some of whose names are replaced; all others are the module's own, whenever asked."""
+    """A module, or another object that modules share, some of whose names are replaced; all others
+    are its own, whenever asked."""
 
-    def __init__(self, module: types.ModuleType, **replaced) -> None:
-        super().__init__(module.__name__, module.__doc__)
+    def __init__(self, module, **replaced) -> None:
+        super().__init__(getattr(module, "__name__", type(module).__name__), module.__doc__)
         self.__dict__.update(replaced)
         self.__dict__["_module"] = module
 

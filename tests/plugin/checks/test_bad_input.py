@@ -2,6 +2,8 @@
 
 import os
 import re
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -57,6 +59,21 @@ def test_nodes_without_an_address(tmp_path):
         resolve(tmp_path / "run", DIGITS, nodes, remedy)
 
 
+def test_torchrun_would_start_a_run_in_each_of_its_processes(tmp_path, monkeypatch):
+    started = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    message = refusal(tmp_path)
+    assert message.startswith("config.DISTRIBUTED.NUM_PROC_PER_NODE=1: torchrun has started 2")
+    assert "start it once on each machine" in message
+    monkeypatch.setenv("LOCAL_RANK", "1")  # one line, not one of each process
+    monkeypatch.setattr(signal, "pause", lambda: sys.exit("ended by torchrun"))
+    with pytest.raises(SystemExit, match="ended by torchrun"):
+        resolve(tmp_path / "run", DIGITS)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    resolve(tmp_path / "run", DIGITS)
+
+
 def test_empty_data_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no image" in refusal(tmp_path, *images_at(tmp_path / "empty"))
@@ -73,8 +90,10 @@ def test_unreadable_images_are_counted_and_three_are_named(tmp_path):
     write_images(tmp_path / "images" / "good", 5)
     bad = tmp_path / "images" / "bad"
     bad.mkdir()
-    for name in "dcba":
+    for name in "ba":
         (bad / f"{name}.jpg").write_bytes(b"no image")
+    os.mkfifo(bad / "c.jpg")
+    os.symlink("/dev/zero", bad / "d.jpg")
     message = refusal(tmp_path, *images_at(tmp_path / "images"))
     assert (
         "4 of the 9 images checked cannot be read (bad/a.jpg, bad/b.jpg, bad/c.jpg, ...)" in message
@@ -213,3 +232,17 @@ def test_an_unreadable_image_met_in_training_is_reported_and_counted(tmp_path):
     assert f"{tmp_path}/images/3.jpg" in output
     assert "2 unreadable images so far were replaced by their neighbours" in output
     assert os.path.exists(tmp_path / "quickstart" / "checkpoint.torch")
+
+
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        ("''", "name the run's folder; config.CHECKPOINT.DIR=. is this one"),
+        ("'{folder}/${{oc.env:HOME}}'", "VISSL resolves no ${...}; write the path out"),
+    ],
+)
+def test_a_checkpoint_folder_without_a_name(tmp_path, given, remedy):
+    with pytest.raises(ConfigError) as raised:
+        resolve(tmp_path, DIGITS, f"config.CHECKPOINT.DIR={given.format(folder=tmp_path)}")
+    assert remedy in str(raised.value)
+    assert not list(tmp_path.iterdir())

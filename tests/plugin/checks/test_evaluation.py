@@ -183,6 +183,20 @@ def test_one_of_two_trunks_is_chosen_by_a_key(checkpoints, digits_on_disk, tmp_p
     resolve(tmp_path / "run", "benchmark/vissl_barlow/imagenet1k_linear", OVERLAY, *chosen)
 
 
+def test_features_that_the_images_are_too_small_or_too_large_for(digits_on_disk, tmp_path):
+    pooled = "config.MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP"
+    pirls = f"{pooled}=[[res5,[AvgPool2d,[[6,6],1,0]]]]"
+    start = (*digits_on_disk.folders(), f"{WEIGHTS}=", pirls)
+    small = refusal(tmp_path, "imagenet1k_linear", *start)
+    assert small.startswith(f"{pooled}=") and "does not fit images of 32 x 32 pixels" in small
+    head = "config.MODEL.HEAD.PARAMS=[[barlow_linear,{in_dim:1024,num_classes:10}]]"
+    size = "config.DATA.TRAIN.TRANSFORMS.0.size"
+    large = refusal(tmp_path, "imagenet1k_linear", *start, head, f"{size}=256")
+    assert large.startswith(f"{pooled}=") and "does not fit images of 256 x 256 pixels" in large
+    fit = ("benchmark/vissl_barlow/imagenet1k_linear", OVERLAY, *start, head, f"{size}=224")
+    resolve(tmp_path / "run", *fit)
+
+
 def test_more_best_answers_or_steps_than_there_are(digits_on_disk, tmp_path):
     folders = (*digits_on_disk.folders(), f"{WEIGHTS}=")
     key = "config.METERS.accuracy_list_meter.topk_values"

@@ -134,7 +134,7 @@ def test_what_vissl_leaves_open_stays_open(tmp_path):
     resolve(
         tmp_path,
         DIGITS,
-        "config.OPTIMIZER.nesterov=true",  # VISSL's own default has it
+        "config.OPTIMIZER.nesterov=false",  # VISSL's own default has it
         "config.OPTIMIZER.param_schedulers.lr.update_interval=step",
         "config.MODEL.TRUNK.RESNETS.GROUPS=1",
         "+config.LOSS.other_loss.lambd=0.5",

@@ -70,6 +70,14 @@ def test_simsiam_takes_its_own_embeddings_for_targets(tmp_path):
     assert p_a.requires_grad and not target_a.requires_grad and not target_b.requires_grad
 
 
+def test_simsiams_only_bias_of_a_linear_layer_is_that_of_the_prediction(tmp_path):
+    """As in its released code, where the projector's last bias is frozen at 0 before normalisation."""
+    model = _model(tmp_path, "simsiam", *SIMSIAM)
+    linear = {n: m for n, m in model.heads.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert [name for name, layer in linear.items() if layer.bias is not None] == ["1.projector.3"]
+    assert len(linear) == 4 and linear["1.projector.3"].out_features == 16
+
+
 def test_outside_training_the_model_gives_embeddings(tmp_path):
     model = _model(tmp_path, "byol", *BYOL).eval()
     views = torch.randn(2, 3, 3, 16, 16)

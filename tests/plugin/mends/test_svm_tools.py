@@ -8,10 +8,12 @@ from digits_on_disk import OVERLAY
 from vissl_runs import run_module, succeeded
 
 import vissl_barlow
+from vissl_barlow.provenance import read_provenance, write_provenance
 
 vissl_barlow.register()
 
 from vissl.config import AttrDict  # noqa: E402
+from vissl.utils.io import load_file  # noqa: E402
 from vissl.utils.svm_utils.evaluate import calculate_ap  # noqa: E402
 from vissl.utils.svm_utils.evaluate import get_precision_recall as precision_recall  # noqa: E402
 from vissl.utils.svm_utils.svm_trainer import SVMTrainer  # noqa: E402
@@ -117,6 +119,8 @@ def test_a_failed_child_fails_the_svm_tool(digits_on_disk, tmp_path):
     # What an earlier run left must not pass for this one's result.
     (tmp_path / "res5avg").mkdir()
     np.save(tmp_path / "res5avg" / "test_ap.npy", np.ones((3, 1)))
+    (tmp_path / "res5avg" / "test_ap.json").write_text('{"mAP": 1.0}')
+    write_provenance(tmp_path, 0, ["earlier"])
     done = run_module(
         tmp_path,
         "tools.train_svm",
@@ -126,6 +130,64 @@ def test_a_failed_child_fails_the_svm_tool(digits_on_disk, tmp_path):
     assert done.returncode == 1
     assert "the evaluation failed in a child process" in done.stderr
     assert "no_such_loss" in done.stdout + done.stderr
+    assert not (tmp_path / "res5avg" / "test_ap.json").exists()
+    (start,) = read_provenance(tmp_path)
+    assert "config.SVM.loss=no_such_loss" in start["command"]
+
+
+def test_a_few_classes_of_a_handful_of_images_of_several_labels(digits_on_disk, tmp_path):
+    """Three classes where voc07_svm names twenty: the results are by number."""
+    rows = {"train": [0, 1, 2, 5, 6, 8, 10, 11, 15, 16, 18, 20], "test": [0, 1, 2, 5, 6]}
+    lists = {}
+    for split, chosen in rows.items():
+        for kind in ("images", "labels"):
+            lists[split, kind] = tmp_path / f"{split}_{kind}.npy"
+            np.save(
+                lists[split, kind], np.load(digits_on_disk.lists / f"{split}_{kind}.npy")[chosen]
+            )
+    assert (np.load(lists["train", "labels"]).sum(axis=1) > 1).any()
+    succeeded(
+        run_module(
+            tmp_path,
+            "tools.train_svm",
+            "config=benchmark/vissl_barlow/voc07_svm",
+            OVERLAY,
+            "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=",
+            *(
+                f"config.DATA.{split.upper()}.{key}_PATHS=[{lists[split, kind]}]"
+                for split in rows
+                for key, kind in (("DATA", "images"), ("LABEL", "labels"))
+            ),
+            "config.SVM.costs.costs_list=[0.1,1.0]",
+            f"config.CHECKPOINT.DIR={tmp_path}",
+        )
+    )
+    result = json.loads((tmp_path / "res5avg" / "test_ap.json").read_text())
+    assert list(result["AP"]) == ["0", "1", "2"]
+    features, labels = (
+        np.load(tmp_path / f"rank0_chunk0_test_res5avg_{kind}.npy")
+        for kind in ("features", "targets")
+    )
+    assert labels.tolist() == np.load(lists["test", "labels"]).tolist()
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cost = np.load(tmp_path / "res5avg" / "chosen_cost.npy")
+    for cls, average in enumerate(result["AP"].values()):
+        svm = load_file(f"{tmp_path}/res5avg/cls{cls}_cost{cost[cls]}.pickle")
+        expected = voc_average_precision(labels[:, cls], svm.decision_function(features))
+        assert average == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.usefixtures("barlow_run")
+def test_svms_of_other_settings_are_not_reused(tmp_path, monkeypatch):
+    generator = np.random.default_rng(0)
+    targets = np.stack([np.arange(60) % 2, np.arange(60) % 3 == 0], axis=1).astype(np.int32)
+    features = np.hstack([targets, generator.normal(scale=0.1, size=(60, 3))])
+    mean_ap(tmp_path, features, targets)
+    costs = {"costs_list": [0.5, 2.0], "base": -1.0, "power_range": [4, 20]}
+    monkeypatch.setitem(SVM, "costs", AttrDict(costs))
+    mean_ap(tmp_path, features, targets)
+    assert np.load(tmp_path / "res5avg" / "crossval_ap.npy").shape == (2, 2)
+    assert set(np.load(tmp_path / "res5avg" / "chosen_cost.npy")) <= {0.5, 2.0}
 
 
 def test_low_shot_svms(digits_on_disk, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from files_with_code import Code, malicious
+from files_with_code import malicious
 from sklearn.svm import LinearSVC
 from vissl_runs import resolve
 
@@ -58,19 +58,70 @@ def test_vissls_load_file_runs_nothing(tmp_path, ran, name, mmap_mode):
         load_file(str(path), mmap_mode=mmap_mode)
 
 
-def test_svms_are_unpickled_and_code_is_not(tmp_path):
-    from vissl.utils.io import load_file, save_file
+def trained_svm() -> LinearSVC:
+    return LinearSVC().fit(np.array([[0.0], [1.0], [2.0], [3.0]]), [-1, -1, 1, 1])
 
-    svm = LinearSVC().fit(np.array([[0.0], [1.0], [2.0], [3.0]]), [-1, -1, 1, 1])
-    save_file(svm, str(tmp_path / "svm.pickle"))
-    loaded = load_file(str(tmp_path / "svm.pickle"))
-    assert np.array_equal(loaded.decision_function([[4.0]]), svm.decision_function([[4.0]]))
+
+def test_svms_are_stored_without_pickle(tmp_path):
+    from vissl.utils.io import load_file
+    from vissl.utils.svm_utils import svm_low_shot_trainer, svm_trainer
+
+    svm, path = trained_svm(), tmp_path / "svm.pickle"
+    for module in (svm_trainer, svm_low_shot_trainer):
+        with path.open("wb") as file:
+            module.pickle.dump(svm, file)
+        with np.load(path, allow_pickle=False) as arrays:
+            assert np.array_equal(arrays["coef_"], svm.coef_)
+        loaded = load_file(str(path))
+        assert np.array_equal(loaded.decision_function([[4.0]]), svm.decision_function([[4.0]]))
+        assert np.array_equal(loaded.predict([[0.0], [4.0]]), [-1, 1])
+        with pytest.raises(ValueError, match="2 features"):
+            loaded.decision_function([[4.0, 4.0]])
+
+
+class Reduced:
+    """Pickled as the call of a function."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+# Each a pickle of names that an SVM's has as well; the first two make numpy take bytes for pointers.
+FORGED = {
+    "objects at an address": Reduced(np.ndarray, (1,), Reduced(np.dtype, "O"), b"A" * 8),
+    "a dtype with a forged state": Reduced(
+        np._core.multiarray.scalar, Reduced(np.dtype, "O"), b"A" * 8
+    ),
+    "an SVM": trained_svm(),
+    "numbers": [1, 2],
+}
+
+
+@pytest.mark.parametrize("content", FORGED.values(), ids=FORGED)
+def test_no_pickle_is_loaded_for_an_svm(tmp_path, content):
+    from vissl.utils.io import load_file
 
     for name in ("svm.pickle", "svm.pkl"):
-        (tmp_path / name).write_bytes(pickle.dumps(Code(tmp_path / "ran")))
-        with pytest.raises(pickle.UnpicklingError, match=r"refused: the file holds posix\.mkdir"):
+        (tmp_path / name).write_bytes(pickle.dumps(content))
+        with pytest.raises(pickle.UnpicklingError, match=rf"refused.*remove {tmp_path}/{name}"):
             load_file(str(tmp_path / name))
-    assert not (tmp_path / "ran").exists()
+
+
+STRUCTURED = np.zeros((1, 1), dtype=[("x", "f8")])
+
+
+@pytest.mark.parametrize("array", [STRUCTURED, np.array([[Reduced(id, 1)]])], ids=["fields", "O"])
+def test_arrays_that_are_no_numbers_are_refused(tmp_path, array):
+    from vissl.utils.io import load_file
+
+    arrays = dict.fromkeys(untrusted_files._SVM_ARRAYS, np.zeros((1, 1)))
+    np.savez(tmp_path / "svm.npz", **{**arrays, "coef_": array})
+    (tmp_path / "svm.npz").rename(tmp_path / "svm.pickle")
+    with pytest.raises(pickle.UnpicklingError, match="expected the arrays of an SVM"):
+        load_file(str(tmp_path / "svm.pickle"))
 
 
 def test_plain_files_still_load(tmp_path):
@@ -110,8 +161,8 @@ def test_weights_to_start_from_with_code_are_refused(tmp_path, ran):
                 "WEIGHTS_INIT": {"PARAMS_FILE": str(path)},
                 "FEATURE_EVAL_SETTINGS": {"EVAL_MODE_ON": False},
             },
-            "TEST_ONLY": False,
             "BARLOW": {"WEIGHTS_TRUNK": ""},
+            "TEST_ONLY": False,
         }
     )
     for kind in (BarlowTask, SelfSupervisionTask):  # the plugin's way and VISSL's own

@@ -10,6 +10,7 @@ from interrupted_runs import SHORT, assert_same_end, final_state, last_line
 from PIL import Image
 
 from vissl_barlow.checkpoint import read_checkpoint
+from vissl_barlow.provenance import counted_starts, read_provenance
 
 LAMBDA = "config.LOSS.barlow_loss.lambda_=0.1"
 EXTEND = ("config.OPTIMIZER.num_epochs=5", "config.BARLOW.EXTEND=true")
@@ -88,17 +89,34 @@ def test_an_unfinished_folder_refuses_another_experiment_and_goes_on_with_its_ow
 
 
 def test_a_start_that_left_no_checkpoint_binds_nobody(server, finished, tmp_path):
-    """Neither its own folder nor that of a run it was to replace, though its config is there."""
+    """Neither its own folder nor that of a run it was to replace: to the report, that is as it was."""
     die = "import os; from vissl_barlow.lars import LARS; LARS.step = lambda *a: os._exit(9)"
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "barlow_run.lock").unlink()
     anew = ("config.CHECKPOINT.AUTO_RESUME=false", "config.CHECKPOINT.OVERWRITE_EXISTING=true")
-    assert server.start(folder, *SHORT, LAMBDA, *anew, prepare=die).wait() == 9
-    assert "lambda_: 0.1" in (folder / "train_config.yaml").read_text()
+    kept = ("train_config.yaml", "metrics.json", "barlow.jsonl")
+    before = {name: (folder / name).read_text() for name in kept}
+    (of_the_run,) = read_provenance(folder)
+    other = (*SHORT, LAMBDA, "+config.BARLOW.COMMAND=[other]")
+    assert server.start(folder, *other, *anew, prepare=die).wait() == 9
+    assert "lambda_: 0.1" in (folder / "train_config.next.yaml").read_text()
+    assert before["train_config.yaml"] == (folder / "train_config.yaml").read_text()
+    assert counted_starts(read_provenance(folder)) == [of_the_run]
     assert "Training already succeeded" in server.finish(folder, *SHORT).output
-    assert server.start(tmp_path / "new", *SHORT, LAMBDA, prepare=die).wait() == 9
+    assert server.start(tmp_path / "new", *other, prepare=die).wait() == 9
     server.finish(tmp_path / "new", *SHORT)
+    (only,) = read_provenance(tmp_path / "new")
+    assert only["command"] != ["other"] and only["left"]
+    # One that saves has replaced the run, and all that belongs to it.
+    server.finish(folder, *other, *anew)
+    (only,) = read_provenance(folder)
+    assert only["command"] == ["other"]
+    assert "lambda_: 0.1" in (folder / "train_config.yaml").read_text()
+    for name in kept[1:]:
+        assert len((folder / name).read_text().splitlines()) == len(before[name].splitlines())
+    assert (folder / "barlow.jsonl").read_text() != before["barlow.jsonl"]
+    assert not (folder / "train_config.next.yaml").exists()
 
 
 def test_more_epochs_on_demand_follow_the_longer_schedule(server, finished, tmp_path):

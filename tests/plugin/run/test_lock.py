@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
+from vissl_barlow.stop_signals import STOP_SIGNALS, StopSignals
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.run.lock import LOCK_FILE, lock, unlock
-from vissl_barlow.vissl_plugin.run.signals import STOP_SIGNALS, StopSignals
 
 # Prints the refusal of another process that wants the folder.
 OTHER = """

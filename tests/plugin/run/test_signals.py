@@ -19,6 +19,10 @@ LOADER_WORKERS = (
         (signal.SIGUSR1, 2, "launcher", False),
         (signal.SIGTERM, 2, "everyone", True),
         (signal.SIGUSR2, 2, "rank 1", False),
+        (signal.SIGINT, 1, "everyone", True),
+        (signal.SIGINT, 2, "launcher", False),
+        (signal.SIGINT, 2, "everyone", True),
+        (signal.SIGINT, 2, "rank 1", False),
     ],
 )
 def test_a_signal_loses_nothing(

@@ -8,32 +8,44 @@ import sys
 
 from vissl.utils import hydra_config
 
+from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.checks.common import Refusals
-from vissl_barlow.vissl_plugin.checks.data import check_data_keys, complete_lists
+from vissl_barlow.vissl_plugin.checks.data import check_data_keys, name_digits
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
+    check_features,
     check_weights,
     classifier_outputs,
 )
 from vissl_barlow.vissl_plugin.checks.experiment import check_experiment
-from vissl_barlow.vissl_plugin.checks.images import check_images
+from vissl_barlow.vissl_plugin.checks.images import check_images, check_number
 from vissl_barlow.vissl_plugin.checks.labels import check_labels
 from vissl_barlow.vissl_plugin.checks.machine import (
     check_checkpoint_folder,
     check_devices,
     check_nodes,
+    check_starter,
 )
+from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
 from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
     check_checkpoints,
     check_schedule,
+    check_test_views,
 )
+from vissl_barlow.vissl_plugin.checks.probe import settle_probe
 from vissl_barlow.vissl_plugin.checks.schema import check_keys, check_settings
+from vissl_barlow.vissl_plugin.checks.syntax import unreadable_words
 from vissl_barlow.vissl_plugin.checks.task import check_task
+from vissl_barlow.vissl_plugin.checks.tools import check_tool
 from vissl_barlow.vissl_plugin.checks.unknown_names import unknown_config, unknown_key
+from vissl_barlow.vissl_plugin.checks.unread import check_unread
+from vissl_barlow.vissl_plugin.checks.value_types import check_types, complete_values
 from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, RankFailed
+from vissl_barlow.vissl_plugin.hooks import probes
 from vissl_barlow.vissl_plugin.settings import complete
+from vissl_barlow.vissl_plugin.wrap import in_barlow_run
 
 
 def install() -> None:
@@ -43,7 +55,7 @@ def install() -> None:
     def check_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
         if "BARLOW" in cfg:
             complete(cfg.BARLOW)
-            complete_lists(cfg)
+            complete_values(cfg)
             check(cfg, *engine_name)
         else:
             check_fit(cfg)
@@ -57,6 +69,9 @@ def install() -> None:
     show_traceback = sys.excepthook
 
     def show_in_lines(kind, error, traceback):
+        if kind is KeyboardInterrupt and in_barlow_run():
+            sys.stdout.flush()
+            raise stopped_by_ctrl_c()  # Python exits with its status
         lines = _lines(error)
         if not lines:
             show_traceback(kind, error, traceback)
@@ -73,21 +88,23 @@ def check(cfg, engine_name: str = "train") -> None:
 
     `cfg.BARLOW` is complete.
     """
+    check_starter(cfg)
     refusals = Refusals()
-    for check_one in (check_settings, check_keys, check_checkpoint_folder):
+    for check_one in (check_types, check_settings, check_keys, check_checkpoint_folder):
         with refusals:
             check_one(cfg)
     refusals.raise_all()  # the rest reads what these have checked
+    name_digits(cfg)
     for check_one in (check_devices, check_nodes):
         with refusals:
             check_one(cfg)
     splits = []
     if engine_name == "train" and not cfg.TEST_ONLY:
         splits.append("TRAIN")
-        for check_one in (check_batch, check_schedule):
+        for check_one in (check_batch, check_schedule, settle_probe):
             with refusals:
                 check_one(cfg)
-    if cfg.TEST_MODEL or cfg.TEST_ONLY or engine_name != "train":
+    if cfg.TEST_MODEL or probes(cfg) or cfg.TEST_ONLY or engine_name != "train":
         splits.append("TEST")
     classes = classifier_outputs(cfg)
     with refusals:
@@ -95,11 +112,22 @@ def check(cfg, engine_name: str = "train") -> None:
             check_data_keys(cfg, split)
             check_images(cfg, split)
         check_labels(cfg, splits, classes)
+        check_meters(cfg, splits)
+        check_tool(cfg)
+    with refusals:
+        check_unread(cfg, splits)
     with refusals:
         check_model(cfg)
         if classes is not None:
-            check_classifier(cfg, classes)
+            check_classifier(cfg)
+        check_features(cfg)
         check_weights(cfg)
+    refusals.raise_all()
+    for split in splits:  # of images that are there, and can be read
+        with refusals:
+            check_number(cfg, split)
+    with refusals:
+        check_test_views(cfg)
     refusals.raise_all()
     check_checkpoints(cfg)
 
@@ -113,4 +141,4 @@ def _lines(error: BaseException) -> list[str]:
     name = type(error).__name__  # hydra need not be imported to get here
     line = unknown_config(error) if name == "MissingConfigException" else None
     line = unknown_key(error) if name == "ConfigCompositionException" else line
-    return [line] if line else []
+    return [line] if line else unreadable_words(error)

@@ -1,6 +1,13 @@
 """What several checks need."""
 
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
 import torch
+import vissl.config
+from omegaconf import OmegaConf
 from vissl.data.dataset_catalog import VisslDatasetCatalog
 from vissl.models import build_model
 
@@ -28,6 +35,29 @@ class Refusals:
             raise ConfigErrors(self.errors)
         if self.errors:
             raise self.errors[0]
+
+
+@functools.cache
+def vissl_defaults() -> dict[Any, Any]:
+    """The section `config` of VISSL's own defaults, as hydra reads it."""
+    path = Path(vissl.config.__file__).with_name("defaults.yaml")
+    defaults = OmegaConf.to_container(OmegaConf.load(path).config)
+    assert isinstance(defaults, dict)
+    return defaults
+
+
+_WORD = re.compile(r"\+{0,2}config\.([\w.-]+)=")
+
+
+def typed_keys(cfg) -> set[str]:
+    """The keys, and sections, that words of the command line set."""
+    words = cfg.BARLOW.get("COMMAND", [])
+    return {match[1] for word in words if (match := _WORD.match(str(word)))}
+
+
+def is_typed(cfg, key: str) -> bool:
+    """Whether a word of the command line sets `key`, or a section that has it."""
+    return any(f"{key}.".startswith(f"{typed}.") for typed in typed_keys(cfg))
 
 
 def world_size(cfg) -> int:

@@ -1,16 +1,12 @@
 """Lists of data sets, as VISSL reads them; and the keys that a data source would not read."""
 
-import os
-from typing import Any
-
 from vissl.data import DATASET_SOURCE_MAP
 
-from vissl_barlow.vissl_plugin.checks.common import Refusals
+from vissl_barlow.vissl_plugin.checks.common import Refusals, is_typed, vissl_defaults
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
-# The keys of a split that VISSL indexes.
-_LISTS = ("DATASET_NAMES", "DATA_SOURCES", "DATA_PATHS", "LABEL_SOURCES", "LABEL_PATHS")
-_PATHS = ("DATA_PATHS", "LABEL_PATHS")
+# The source and its only data set.
+_DIGITS = ["barlow_digits"]
 # What VISSL's own sources read; the plugin's say so themselves (`keys`).
 _QUEUE = {"DATA_PATHS", "ENABLE_QUEUE_DATASET"}
 _KEYS_OF_VISSL = {
@@ -28,38 +24,28 @@ _SOURCE_KEYS = (
 )
 
 
-def complete_lists(cfg) -> None:
-    """Makes the lists of data sets in `cfg` lists, in place: a single entry is a list of one.
-
-    VISSL indexes what it is given: of the text `/images`, it takes `/`. A `~` becomes the home folder.
-    """
+def name_digits(cfg) -> None:
+    """Gives the digits their name in `cfg`, in place, where VISSL's default names another data set."""
     for split in ("TRAIN", "TEST"):
-        section = cfg.DATA[split]
-        for key in _LISTS:
-            value = section[key]
-            entries = [] if value is None else value if isinstance(value, list) else [value]
-            section[key] = [_expanded(entry) for entry in entries] if key in _PATHS else entries
-
-
-def _expanded(entry: Any) -> Any:
-    if isinstance(entry, list):  # several files of labels for one data set
-        return [_expanded(single) for single in entry]
-    return os.path.expanduser(entry) if isinstance(entry, str) else entry
+        section, key = cfg.DATA[split], "DATASET_NAMES"
+        default = vissl_defaults()["DATA"][split][key]
+        typed = is_typed(cfg, f"DATA.{split}.{key}")
+        if section.DATA_SOURCES == _DIGITS and section[key] == default and not typed:
+            section[key] = list(_DIGITS)
 
 
 def check_data_keys(cfg, split: str) -> None:
     """Raises ConfigError for lists that do not fit one another and for keys that nothing reads."""
     refusals = Refusals()
     section = cfg.DATA[split]
-    for key in _LISTS:
-        with refusals:
-            _check_entries(f"DATA.{split}.{key}", section[key])
-    refusals.raise_all()
     for key, expected in (("DATASET_NAMES", "DATA_SOURCES"), ("DATA_PATHS", "DATA_SOURCES")):
         with refusals:
             _check_length(section, split, key, expected)
     with refusals:
         _check_labels(section, split)
+    refusals.raise_all()
+    with refusals:
+        _check_one_source(cfg, split)
     for source in section.DATA_SOURCES:
         read = getattr(DATASET_SOURCE_MAP.get(source), "keys", _KEYS_OF_VISSL.get(source))
         for key in _SOURCE_KEYS:
@@ -71,13 +57,6 @@ def check_data_keys(cfg, split: str) -> None:
     refusals.raise_all()
 
 
-def _check_entries(key: str, entries: list) -> None:
-    for entry in entries:
-        if not isinstance(entry, str | list):
-            remedy = f"{entry} is no text; quote what is meant: 'config.{key}=[\"{entry}\"]'"
-            raise ConfigError(key, entries, remedy)
-
-
 def _check_length(section, split: str, key: str, expected: str) -> None:
     given, wanted = section[key], section[expected]
     if len(given) != len(wanted) and (given or key == "DATASET_NAMES"):
@@ -86,6 +65,27 @@ def _check_length(section, split: str, key: str, expected: str) -> None:
             given,
             f"{len(given)} for the {len(wanted)} of config.DATA.{split}.{expected}={wanted}; "
             "give one for each",
+        )
+
+
+def _check_one_source(cfg, split: str) -> None:
+    """VISSL's train step, and this plugin's, read one source's images, whatever others there are."""
+    section = cfg.DATA[split]
+    key, sources = f"DATA.{split}.DATA_SOURCES", section.DATA_SOURCES
+    if len(sources) != 1:
+        raise ConfigError(
+            key,
+            sources,
+            "a run is of the images of one source; name one, and of several folders the one that has "
+            "them, or links to them, in it",
+        )
+    names = section.DATASET_NAMES
+    if sources == _DIGITS and names != _DIGITS:
+        raise ConfigError(
+            f"DATA.{split}.DATASET_NAMES",
+            names,
+            f"would not be read, with config.{key}={sources}; set config.{key}=[barlow_folder], or "
+            "remove it",
         )
 
 

@@ -1,10 +1,15 @@
 """Refuses folders and lists of images that are missing, too short, or hold what cannot be decoded."""
 
+import copy
 import os
 from collections.abc import Sequence
+from typing import cast
 
-from vissl.data import DATASET_SOURCE_MAP
+import numpy as np
+from vissl.data import DATASET_SOURCE_MAP, build_dataset
+from vissl.data.torchvision_dataset import TorchvisionDatasetName
 
+from vissl_barlow.datasets.file_lists import load_list
 from vissl_barlow.images import (
     UnreadableFolder,
     image_listing,
@@ -17,25 +22,34 @@ from vissl_barlow.vissl_plugin.errors import ConfigError
 
 # VISSL's own source that reads a folder of images; the plugin's say so themselves.
 _FOLDER_OF_VISSL = "disk_folder"
+_OF_TORCHVISION = "torchvision_dataset"
+_NAMES_OF_TORCHVISION = [
+    value for name, value in vars(TorchvisionDatasetName).items() if name.isupper()
+]
 
 
 def check_images(cfg, split: str) -> None:
     """Raises ConfigError unless every image folder of a split can be trained on."""
     section = cfg.DATA[split]
     for index, source in enumerate(section.DATA_SOURCES):
-        own = DATASET_SOURCE_MAP.get(source)
-        if not getattr(own, "reads_folder", source == _FOLDER_OF_VISSL):
+        if source == "disk_filelist" and source not in section.LABEL_SOURCES:
+            _check_list(cfg, split, index)
+        if not _reads_folder(source) and source != _OF_TORCHVISION:
             continue
         key = f"DATA.{split}.DATA_PATHS"
-        folder = data_path(cfg, split, "DATA_PATHS", index)
+        folder, name = data_path(cfg, split, "DATA_PATHS", index), section.DATASET_NAMES[index]
         if folder is None:
             raise ConfigError(
                 key,
                 "[]",
                 f"nothing says where the images are; set config.{key}=[FOLDER], or add "
-                f'"{section.DATASET_NAMES[index]}" to VISSL\'s dataset_catalog.json',
+                f'"{name}" to VISSL\'s dataset_catalog.json',
             )
-        _check_folder(cfg, split, folder, source)
+        if source != _OF_TORCHVISION:
+            _check_folder(cfg, split, folder, source)
+        elif name not in _NAMES_OF_TORCHVISION:
+            remedy = f"{source} has {', '.join(_NAMES_OF_TORCHVISION)}; name one of these"
+            raise ConfigError(f"DATA.{split}.DATASET_NAMES", section.DATASET_NAMES, remedy)
 
 
 def _check_folder(cfg, split: str, folder: str, source: str) -> None:
@@ -88,6 +102,80 @@ def _check_folder(cfg, split: str, folder: str, source: str) -> None:
             "start all the same with config.BARLOW.CHECK_IMAGES=0: each is then replaced by its "
             "neighbour, and counted",
         )
+
+
+def _check_list(cfg, split: str, index: int) -> None:
+    """Of lists with labels, `check_labels` looks at both."""
+    key, path = f"DATA.{split}.DATA_PATHS", data_path(cfg, split, "DATA_PATHS", index)
+    if path is None:
+        raise ConfigError(key, "[]", f"nothing says where the list is; set config.{key}=[LIST.npy]")
+    check_listed_images(cfg, split, path, listed_images(key, path, read_list(key, path)))
+
+
+def read_list(key: str, path: str, how_to_make: str = "") -> np.ndarray:
+    """VISSL's list at `path`, mapped; raises ConfigError where there is none."""
+    if not os.path.isfile(path):
+        remedy = f"there is no such file{how_to_make or '; name a list (.npy)'}"
+        raise ConfigError(key, f"[{path}]", remedy)
+    try:
+        return load_list(path, mmap=True)
+    except ValueError as error:
+        raise ConfigError(key, f"[{path}]", str(error)) from None
+
+
+def listed_images(key: str, path: str, images: np.ndarray) -> Sequence[str]:
+    """`images`, the content of a list, as paths; raises ConfigError where they are none."""
+    if images.ndim != 1 or images.dtype.kind != "U":
+        raise ConfigError(
+            key,
+            f"[{path}]",
+            "expected a list of the images' paths, found an array of "
+            f"{images.dtype} of shape {images.shape}",
+        )
+    # As a sequence, so that of a mapped file only the images tried are read.
+    return cast(Sequence[str], images)
+
+
+def check_number(cfg, split: str) -> None:
+    """Raises ConfigError unless a split has the images that DATA_LIMIT and one batch ask for."""
+    section = cfg.DATA[split]
+    limit = section.DATA_LIMIT
+    if limit < 0 and _reads_folder(section.DATA_SOURCES[0]):
+        return  # `check_images` has counted them: a large folder is listed but once
+    key = f"DATA.{split}.DATA_PATHS"
+    try:
+        dataset = build_dataset(copy.deepcopy(cfg), split)  # VISSL writes into it
+    except (AssertionError, OSError, RuntimeError) as error:
+        raise ConfigError(key, section.DATA_PATHS, str(error).partition("\n")[0]) from None
+    if limit >= 0:
+        key = f"DATA.{split}.DATA_LIMIT"
+        _check_limit(key, limit, dataset)
+    images = len(dataset)
+    batch = section.BATCHSIZE_PER_REPLICA * world_size(cfg)
+    if images == 0 or (split == "TRAIN" and section.DROP_LAST and images < batch):
+        raise ConfigError(
+            key,
+            limit if limit >= 0 else section.DATA_PATHS,
+            f"{images} images are fewer than one global batch of {batch}, and no step would be taken; "
+            f"lower config.DATA.{split}.BATCHSIZE_PER_REPLICA, or take more images",
+        )
+
+
+def _check_limit(key: str, limit: int, dataset) -> None:
+    try:
+        if dataset.label_sources:
+            dataset.load_labels()
+        dataset._init_image_and_label_subset()
+    except (AssertionError, ValueError) as error:
+        there = len(dataset.data_objs[0])
+        remedy = (
+            f"the {there} images there cannot give so many as it asks for ({error}); set at most"
+        )
+        raise ConfigError(key, limit, f"{remedy} {there}, or -1 for all") from None
+
+
+def _reads_folder(source: str) -> bool:
+    return getattr(DATASET_SOURCE_MAP.get(source), "reads_folder", source == _FOLDER_OF_VISSL)
 
 
 def check_listed_images(cfg, split: str, path: str, images: Sequence[str]) -> None:

@@ -1,17 +1,14 @@
 """Refuses labelled data that do not fit one another or the classifier: class folders and lists."""
 
 import os
-from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vissl_barlow.datasets.file_lists import load_list
 from vissl_barlow.images import UnreadableFolder, list_images
 from vissl_barlow.messages import listed
 from vissl_barlow.vissl_plugin.checks.common import data_path
-from vissl_barlow.vissl_plugin.checks.images import check_listed_images
+from vissl_barlow.vissl_plugin.checks.images import check_listed_images, listed_images, read_list
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 # What makes the lists of the data sets the benchmarks name.
@@ -30,21 +27,23 @@ def check_labels(cfg, splits: list[str], classes: int | None) -> None:
     `splits`: those of "TRAIN" and "TEST" that will be read; `classes`: the outputs of the classifier
     that is trained on them, None if there is none.
     """
-    folders = {}
+    named = {}
     for split in splits:
         section = cfg.DATA[split]
         for index, source in enumerate(section.LABEL_SOURCES):
             if source == "disk_folder":
                 key, folder = _path(cfg, split, "DATA_PATHS", index)
-                folders[split] = _check_class_folders(key, folder)
-                _check_class_count(cfg, classes, folder, len(folders[split]), exact=True)
+                named[split] = key, _check_class_folders(key, folder)
+                _check_class_count(cfg, classes, folder, len(named[split][1]), exact=True)
             elif source == "disk_filelist":
                 path, labels = _check_lists(cfg, split, index)
+                if labels.ndim == 1 and labels.dtype.kind == "U":
+                    named[split] = f"DATA.{split}.LABEL_PATHS", np.unique(labels).tolist()
                 if classes is not None:
                     found = _count_classes(split, path, labels)
                     _check_class_count(cfg, classes, path, found, exact=split == "TRAIN")
-    if len(folders) == 2:
-        _check_same_classes(cfg, folders["TRAIN"], folders["TEST"])
+    if len(named) == 2:
+        _check_same_classes(cfg, named["TRAIN"][1], *named["TEST"])
 
 
 def _path(cfg, split: str, paths: str, index: int) -> tuple[str, str]:
@@ -71,7 +70,7 @@ def _check_class_folders(key: str, folder: str) -> list[str]:
     if not os.path.isdir(folder):
         raise ConfigError(key, f"[{folder}]", f"there is no such folder; {expected}")
     entries = list(os.scandir(folder))
-    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    classes = class_folders(folder)
     images = sum(entry.name.lower().endswith(IMG_EXTENSIONS) for entry in entries)
     if not classes:
         raise ConfigError(
@@ -98,7 +97,15 @@ def _check_class_folders(key: str, folder: str) -> list[str]:
     return classes
 
 
-def _check_same_classes(cfg, train: list[str], test: list[str]) -> None:
+def class_folders(folder: str) -> list[str]:
+    """Names of the sub-folders, in order; none where there is no such folder."""
+    if not os.path.isdir(folder):
+        return []
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+def _check_same_classes(cfg, train: list[str], key: str, test: list[str]) -> None:
+    """`train` and `test`: sorted names; `key`: of the paths that the latter are from."""
     if train == test:
         return
     missing, unexpected = sorted(set(train) - set(test)), sorted(set(test) - set(train))
@@ -108,10 +115,10 @@ def _check_same_classes(cfg, train: list[str], test: list[str]) -> None:
         if names
     ]
     raise ConfigError(
-        "DATA.TEST.DATA_PATHS",
-        cfg.DATA.TEST.DATA_PATHS,
-        f"its classes are not the training folder's: {', '.join(differences)}; VISSL numbers each "
-        "folder's own sub-folders, so the labels would not agree",
+        key,
+        cfg.DATA.TEST[key.rpartition(".")[2]],
+        f"its classes are not those of the training images: {', '.join(differences)}; VISSL numbers "
+        "the names of each split by themselves, so the labels would not agree",
     )
 
 
@@ -121,21 +128,9 @@ def _check_lists(cfg, split: str, index: int) -> tuple[str, np.ndarray]:
     loaded = {}
     for paths in ("DATA_PATHS", "LABEL_PATHS"):
         key, path = _path(cfg, split, paths, index)
-        if not os.path.isfile(path):
-            remedy = f"there is no such file{_how_to_make(name) or '; name a list (.npy)'}"
-            raise ConfigError(key, f"[{path}]", remedy)
-        try:
-            loaded[paths] = key, path, load_list(path, mmap=True)
-        except ValueError as error:
-            raise ConfigError(key, f"[{path}]", str(error)) from None
+        loaded[paths] = key, path, read_list(key, path, _how_to_make(name))
     key, path, images = loaded["DATA_PATHS"]
-    if images.ndim != 1 or images.dtype.kind != "U":
-        raise ConfigError(
-            key,
-            f"[{path}]",
-            "expected a list of the images' paths, found an array of "
-            f"{images.dtype} of shape {images.shape}",
-        )
+    paths_of_images = listed_images(key, path, images)
     label_key, label_path, labels = loaded["LABEL_PATHS"]
     if len(labels) != len(images):
         raise ConfigError(
@@ -143,8 +138,7 @@ def _check_lists(cfg, split: str, index: int) -> tuple[str, np.ndarray]:
             f"[{label_path}]",
             f"{len(labels)} labels for the {len(images)} images of {path}; make both lists anew",
         )
-    # As a sequence, so that of a mapped file only the images tried are read.
-    check_listed_images(cfg, split, path, cast(Sequence[str], images))
+    check_listed_images(cfg, split, path, paths_of_images)
     return label_path, labels
 
 
@@ -164,8 +158,16 @@ def _count_classes(split: str, path: str, labels: np.ndarray) -> int:
         raise ConfigError(
             f"DATA.{split}.LABEL_PATHS", f"[{path}]", f"label {distinct[0]}; expected 0, 1, ..."
         )
-    # A label above the classifier's outputs and a class without images are both a mismatch.
-    return int(distinct[-1]) + 1 if split == "TEST" else max(len(distinct), int(distinct[-1]) + 1)
+    count = int(distinct[-1]) + 1
+    if split == "TRAIN" and len(distinct) < count:
+        absent = np.setdiff1d(np.arange(count), distinct)
+        raise ConfigError(
+            f"DATA.{split}.LABEL_PATHS",
+            f"[{path}]",
+            f"labels up to {distinct[-1]}, and no image of {listed(map(str, absent))}; number the "
+            "classes 0, 1, ... without gaps",
+        )
+    return count
 
 
 def _check_class_count(cfg, classes: int | None, where: str, found: int, exact: bool) -> None:

@@ -1,6 +1,7 @@
 """Refuses machines and folders with which no run can work."""
 
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -37,6 +38,27 @@ def check_devices(cfg) -> None:
         )
 
 
+def check_starter(cfg) -> None:
+    """Raises ConfigError under torchrun, in one of its processes on each machine.
+
+    The others wait for torchrun to end them: the first to fail would end the one that says why.
+
+    VISSL overwrites what torchrun tells its processes (vissl/utils/env.py:14), so each of them would be
+    the launcher of a whole run.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or processes == "1":
+        return
+    while os.environ["LOCAL_RANK"] != "0":
+        signal.pause()
+    raise ConfigError(
+        "DISTRIBUTED.NUM_PROC_PER_NODE",
+        cfg.DISTRIBUTED.NUM_PROC_PER_NODE,
+        f"torchrun has started {processes} processes, but VISSL starts its own, as many as this key "
+        "says: start it once on each machine, with python -m instead of torchrun",
+    )
+
+
 def check_nodes(cfg) -> None:
     distributed = cfg.DISTRIBUTED
     nodes = distributed.NUM_NODES
@@ -51,7 +73,17 @@ def check_nodes(cfg) -> None:
 
 
 def check_checkpoint_folder(cfg) -> None:
+    if not cfg.CHECKPOINT.DIR:
+        raise ConfigError(
+            "CHECKPOINT.DIR", '""', "name the run's folder; config.CHECKPOINT.DIR=. is this one"
+        )
     folder = Path(cfg.CHECKPOINT.DIR)
+    if "${" in cfg.CHECKPOINT.DIR and not folder.exists():
+        raise ConfigError(
+            "CHECKPOINT.DIR",
+            folder,
+            "VISSL resolves no ${...}; write the path out, or make the folder",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Asking the permission bits is not enough: root, quotas and read-only mounts.

@@ -95,8 +95,9 @@ def check_model(cfg) -> None:
 
 def _heads_on_the_trunk(cfg) -> list[tuple[str, dict]]:
     """Name and options of the heads that say they take the trunk's representations."""
-    if len(cfg.MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP) > 1:
-        return []  # each head then takes the features of another layer
+    pooling = cfg.MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP
+    if any(layer != "res5avg" for layer, _ in pooling):
+        return []  # heads then take another layer's features (`check_features`)
     return [
         (name, options)
         for name, options in named_heads(cfg)

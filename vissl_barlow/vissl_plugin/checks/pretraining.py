@@ -6,6 +6,7 @@ from vissl.utils import checkpoint as vissl_checkpoint
 
 from vissl_barlow.vissl_plugin.checks.common import model_on_meta, world_size
 from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.hooks import pretrains
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import inspect
 
 
@@ -16,6 +17,20 @@ def check_batch(cfg) -> None:
             "DATA.TRAIN.BATCHSIZE_PER_REPLICA",
             cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA,
             f"the global batch is {batch}, and a correlation over the batch needs at least 2 images",
+        )
+
+
+def check_test_views(cfg) -> None:
+    """Raises ConfigError for a test phase of a pretraining whose images come without two views."""
+    if not (cfg.TEST_MODEL and pretrains(cfg)):
+        return
+    if cfg.DATA.TEST.COLLATE_FUNCTION != "barlow_collator":
+        raise ConfigError(
+            "TEST_MODEL",
+            True,
+            "a pretraining's test phase computes its loss, which needs two views; set it to false "
+            "(config.BARLOW.PROBE.KIND=linear tests the trunk), or give DATA.TEST the TRANSFORMS and "
+            "the COLLATE_FUNCTION of DATA.TRAIN",
         )
 
 

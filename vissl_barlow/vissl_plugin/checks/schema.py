@@ -4,14 +4,10 @@ VISSL takes any key, so a misspelt one would train in silence. Sections that onl
 closed; in those it shares with VISSL, the keys of VISSL's own defaults stay open.
 """
 
-import functools
 import inspect
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import vissl.config
-import yaml
 from classy_vision.dataset.transforms import TRANSFORM_REGISTRY
 from classy_vision.losses import LOSS_REGISTRY
 from classy_vision.optim import OPTIMIZER_REGISTRY
@@ -20,7 +16,7 @@ from vissl.models.heads import MODEL_HEADS_REGISTRY
 from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 
 from vissl_barlow.vissl_plugin import settings
-from vissl_barlow.vissl_plugin.checks.common import Refusals, named_heads
+from vissl_barlow.vissl_plugin.checks.common import Refusals, named_heads, vissl_defaults
 from vissl_barlow.vissl_plugin.components.loss import TermsLoss
 from vissl_barlow.vissl_plugin.errors import ConfigError, UnknownKey, near_names
 
@@ -120,15 +116,12 @@ def _arguments(head: type | None) -> frozenset[str] | None:
     return frozenset(parameters) - {"model_config"}
 
 
-@functools.cache
 def _open_keys(section: str) -> frozenset[str]:
     """The keys that VISSL's own defaults give a section; none for a list."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    defaults = Path(vissl.config.__file__).with_name("defaults.yaml").read_text()
-    node = yaml.load(defaults, loader)["config"]
+    node: Any = vissl_defaults()
     for part in section.split("."):
         node = node.get(part) or {}
-    return frozenset(node if isinstance(node, dict) else ())
+    return frozenset(node if isinstance(node, Mapping) else ())
 
 
 def _flat(section: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:

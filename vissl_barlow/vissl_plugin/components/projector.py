@@ -9,13 +9,21 @@ from vissl_barlow.projector import build_projector
 
 @register_model_head("barlow_projector")
 class BarlowProjector(nn.Module):
-    """Head parameters: `in_dim`, `dims` (one width per linear layer), `use_bn` (default true)."""
+    """Head parameters: `in_dim`, `dims` (one width per linear layer), `use_bn` (default true),
+    `output_bias` (default false: no layer has one)."""
 
     takes_representations = True
 
-    def __init__(self, model_config, in_dim: int, dims: list[int], use_bn: bool = True) -> None:
+    def __init__(
+        self,
+        model_config,
+        in_dim: int,
+        dims: list[int],
+        use_bn: bool = True,
+        output_bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.projector = build_projector(in_dim, dims, use_bn=use_bn)
+        self.projector = build_projector(in_dim, dims, use_bn=use_bn, output_bias=output_bias)
 
     def forward(self, representations: torch.Tensor) -> torch.Tensor:
         """(N, in_dim), or (N, in_dim, 1, 1) as VISSL's pooling leaves it, to (N, dims[-1])."""

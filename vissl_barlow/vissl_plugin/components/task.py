@@ -9,17 +9,28 @@ saving, and neither the number of loader workers nor the place of the interrupti
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
+from classy_vision.generic.distributed_util import is_primary
 from classy_vision.tasks import register_task
 from classy_vision.tasks.classification_task import AmpType
 from torch import nn
 from torch.utils.data.distributed import DistributedSampler
-from vissl.data import build_dataloader, get_sampler
+from vissl.data import build_dataloader, build_dataset, get_sampler
 from vissl.trainer.train_task import SelfSupervisionTask
+from vissl.utils.checkpoint import get_checkpoint_folder
 from vissl.utils.misc import set_dataloader_seeds
 
+from vissl_barlow.provenance import note_left
+from vissl_barlow.stop_signals import (
+    end_loader_workers_at_exit,
+    held_back,
+    leave_signals_to_the_run,
+)
+from vissl_barlow.vissl_plugin.components.batch_norm import synchronise_on_cpu
 from vissl_barlow.vissl_plugin.components.every_image import (
     MeterOfOwnImages,
     ordered_sampler,
@@ -28,17 +39,15 @@ from vissl_barlow.vissl_plugin.components.every_image import (
 from vissl_barlow.vissl_plugin.components.reproducible import ReproducibleDataset
 from vissl_barlow.vissl_plugin.components.views import normalization
 from vissl_barlow.vissl_plugin.components.weights import initialise_from, refuse_untrained_heads
-from vissl_barlow.vissl_plugin.hooks import barlow_hooks
+from vissl_barlow.vissl_plugin.hooks import barlow_hooks, probes
+from vissl_barlow.vissl_plugin.hooks.record import record_start
 from vissl_barlow.vissl_plugin.run.experiment import (
     WEIGHTS,
     experiment_of,
     images_identity,
     weights_identity,
 )
-from vissl_barlow.vissl_plugin.run.signals import (
-    end_loader_workers_at_exit,
-    leave_signals_to_the_run,
-)
+from vissl_barlow.vissl_plugin.run.images import images_of, line_of
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -72,7 +81,7 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def get_classy_state(self, deep_copy: bool = False) -> dict:
         state = super().get_classy_state(deep_copy=deep_copy)
-        state["experiment"] = {**self.experiment, WEIGHTS: self._weights, **self._images}
+        state["experiment"] = {**self.experiment, WEIGHTS: self._weights, **self._images_identity}
         return state
 
     def _set_classy_state(self, state) -> None:
@@ -86,11 +95,29 @@ class BarlowTaskBase(SelfSupervisionTask):
         return weights_identity(self.config.MODEL.WEIGHTS_INIT.PARAMS_FILE)
 
     @functools.cached_property
-    def _images(self) -> dict:
+    def _images_identity(self) -> dict:
         found: dict = {}
         for split, dataset in self.datasets.items():
             found |= images_identity(split.upper(), dataset)
         return found
+
+    @functools.cached_property
+    def images(self) -> dict[str, dict]:
+        """`images_of` each split that this run reads, by "train" and "test"."""
+        datasets = dict(self.datasets)
+        if probes(self.config):
+            datasets.setdefault("test", build_dataset(self.config, "TEST"))
+        return {split: images_of(dataset) for split, dataset in datasets.items()}
+
+    def _say_images(self) -> None:
+        if is_primary():
+            for split, images in self.images.items():
+                logging.info(line_of(split, images))
+
+    def prepare(self, pin_memory: bool = False):
+        prepared = super().prepare(pin_memory=pin_memory)
+        self._say_images()
+        return prepared
 
     def set_hooks(self, hooks: list):
         return super().set_hooks(barlow_hooks(hooks, self.config, self.resumes_within_epochs))
@@ -99,9 +126,16 @@ class BarlowTaskBase(SelfSupervisionTask):
         self.extracts = True
         if not self.config.MODEL.WEIGHTS_INIT.PARAMS_FILE:
             refuse_untrained_heads(self.config, extracts=True)
-        return super().prepare_extraction(pin_memory=pin_memory)
+        prepared = super().prepare_extraction(pin_memory=pin_memory)
+        self._say_images()
+        if is_primary():
+            record_start(self, anew=True)  # no hook is run
+            # What earlier starts left is replaced, from here on.
+            note_left(Path(get_checkpoint_folder(self.config)))
+        return prepared
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
+        end_loader_workers_at_exit()
         return {
             split.lower(): build_dataloader(
                 dataset=self.datasets[split.lower()],
@@ -113,12 +147,14 @@ class BarlowTaskBase(SelfSupervisionTask):
                 sampler_seed=self.config["SEED_VALUE"],
                 split=split.lower(),
                 get_sampler=self._sampler_of(split),
-                worker_init_fn=self.init_loader_worker,
+                worker_init_fn=_init_loader_worker,
             )
             for split in self.available_splits
         }
 
-    init_loader_worker = staticmethod(set_dataloader_seeds)
+    def recreate_data_iterator(self, *args, **kwargs) -> None:
+        with held_back():  # from its workers, until they leave it to the run
+            super().recreate_data_iterator(*args, **kwargs)
 
     def _loader_config(self, split: str) -> dict:
         section = self.config["DATA"][split]
@@ -135,6 +171,9 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def _build_meters(self) -> list:
         return [MeterOfOwnImages(meter, self) for meter in super()._build_meters()]
+
+    def _build_model(self) -> nn.Module:
+        return synchronise_on_cpu(super()._build_model(), self.config)
 
     def _restore_model_weights(self, model: nn.Module) -> nn.Module:
         _ = self._weights  # before the file can change
@@ -164,7 +203,6 @@ class BarlowTask(BarlowTaskBase):
     and the heads)."""
 
     resumes_within_epochs = True
-    init_loader_worker = staticmethod(_init_loader_worker)
     _train_sampler = staticmethod(_train_sampler)
 
     def set_amp_args(self) -> None:
@@ -199,10 +237,6 @@ class BarlowTask(BarlowTaskBase):
     def set_epoch(self, phase_type: str, epoch: int, start_iter: int, train_phase_idx: int) -> None:
         super().set_epoch(phase_type, epoch, start_iter, train_phase_idx)
         self.datasets[phase_type].set_epoch(epoch)
-
-    def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
-        end_loader_workers_at_exit()
-        return super().build_dataloaders(pin_memory, current_train_phase_idx)
 
     def prepare(self, pin_memory: bool = False):
         prepared = super().prepare(pin_memory=pin_memory)

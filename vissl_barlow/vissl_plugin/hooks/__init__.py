@@ -41,6 +41,16 @@ def barlow_hooks(hooks: list[ClassyHook], cfg, resumes_within_epochs: bool) -> l
     return [*timers, *_pretraining_hooks(cfg, resumes_within_epochs), RunRecord(), *others]
 
 
+def pretrains(cfg) -> bool:
+    """Whether the run that `cfg` describes is a pretraining of this plugin's."""
+    return cfg.MODEL.BASE_MODEL_NAME.startswith("barlow_")
+
+
+def probes(cfg) -> bool:
+    """Whether the run probes its trunk, on DATA.TRAIN's and DATA.TEST's labelled images."""
+    return pretrains(cfg) and bool(cfg.BARLOW.PROBE.KIND)
+
+
 def _replacement(hook: ClassyHook, cfg) -> ClassyHook:
     # By the exact class: a subclass that someone else put in stays.
     if type(hook) is LogLossMetricsCheckpointHook:
@@ -55,7 +65,7 @@ def _replacement(hook: ClassyHook, cfg) -> ClassyHook:
 
 
 def _pretraining_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
-    if not cfg.MODEL.BASE_MODEL_NAME.startswith("barlow_"):
+    if not pretrains(cfg):
         return []
     hooks: list[ClassyHook] = []
     if cfg.MODEL.BASE_MODEL_NAME == "barlow_byol_model":
@@ -64,7 +74,7 @@ def _pretraining_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
     hooks += [finite_loss, BarlowMonitor()]
     if resumes_within_epochs:
         hooks.append(BarlowStop(finite_loss.check))
-    probe = cfg.BARLOW.PROBE
-    if probe.KIND:
+    if probes(cfg):
+        probe = cfg.BARLOW.PROBE
         hooks.append(BarlowProbe(probe.KIND, probe.EVERY_EPOCHS, probe.NEIGHBOURS))
     return hooks

@@ -8,6 +8,7 @@ from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
 from vissl.utils.checkpoint import is_checkpoint_phase
 
 from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
+from vissl_barlow.vissl_plugin.hooks.record import note_saved
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import (
     remove_old_checkpoints,
     unmark_extended_checkpoints,
@@ -33,6 +34,7 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
         try:
             super()._checkpoint_model(task, mode_frequency, mode_num, mode)
             if is_primary():
+                note_saved(task)
                 settings = task.config.BARLOW
                 if settings.EXTEND:
                     unmark_extended_checkpoints(task.checkpoint_folder, task.iteration)
@@ -40,6 +42,8 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
                     task.checkpoint_folder,
                     settings.KEEP_CHECKPOINTS,
                     settings.KEEP_EVERY_EPOCHS,
+                    steps=task.iteration,
+                    steps_per_epoch=task.max_iteration // last,
                 )
         except OSError as error:
             if mode == "phase" and task.train_phase_idx == last - 1:
@@ -54,6 +58,8 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
     def _print_and_save_meters(self, task, train_phase_idx) -> None:
         with tolerate_failed_logs():
             super()._print_and_save_meters(task, train_phase_idx)
+            if task.config.TEST_ONLY:
+                note_saved(task)
 
 
 def _refuse_non_finite(task) -> None:

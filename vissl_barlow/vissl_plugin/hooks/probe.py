@@ -18,6 +18,7 @@ from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_pretraining
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
+from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 
 CORRELATION_FILE = "barlow_correlation_before.npy"
@@ -39,6 +40,10 @@ class BarlowProbe(BarlowHook):
             return
         self.folder = Path(task.checkpoint_folder)
         self.sets = [self._labelled_images(task.config, split) for split in ("TRAIN", "TEST")]
+        if (
+            task.checkpoint is None
+        ):  # the figures there are of another run, or of a start that failed
+            (self.folder / PROBE_FILE).unlink(missing_ok=True)
         # A resumed run no longer has the untrained trunk: it finds the figures of its first start.
         if not (self.folder / PROBE_FILE).exists():
             pixels = [images.flatten(1).numpy() for images, _ in self.sets]
@@ -102,6 +107,14 @@ class BarlowProbe(BarlowHook):
     def _labelled_images(self, config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         dataset = _dataset(config, split, config.DATA.TEST.TRANSFORMS)
         items = [dataset[index] for index in range(len(dataset))]
+        sizes = {tuple(item["data"][0].shape) for item in items}
+        if len(sizes) > 1:
+            raise ConfigError(
+                "DATA.TEST.TRANSFORMS",
+                config.DATA.TEST.TRANSFORMS,
+                f"the probe's images ({split}) have {len(sizes)} sizes under these; add Resize and "
+                "CenterCrop, or set config.BARLOW.PROBE.KIND=none",
+            )
         images = torch.stack([item["data"][0] for item in items])
         return images, torch.tensor([int(item["label"][0]) for item in items])
 
@@ -139,7 +152,9 @@ class BarlowProbe(BarlowHook):
 def _dataset(config, split: str, transforms: list) -> GenericSSLDataset:
     """The labelled images of `split` under other transforms than training's."""
     config = copy.deepcopy(config)
-    config.DATA[split].TRANSFORMS = transforms
+    # The plugin's sources give arrays, most transforms of torchvision's want pictures.
+    own = config.DATA[split].DATA_SOURCES[0].startswith("barlow_")
+    config.DATA[split].TRANSFORMS = [*([{"name": "ToPILImage"}] if own else []), *transforms]
     config.DATA[split].LABEL_SOURCES = config.DATA.TEST.LABEL_SOURCES
     config.DATA[split].LABEL_TYPE = "standard"
     return build_dataset(config, split)

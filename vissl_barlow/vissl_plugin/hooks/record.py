@@ -6,8 +6,13 @@ import torch.distributed as dist
 from classy_vision.generic.distributed_util import is_primary
 from vissl.utils.checkpoint import get_checkpoint_folder
 
-from vissl_barlow.provenance import note_hours, write_provenance
+from vissl_barlow.atomic_files import write_text_atomically
+from vissl_barlow.provenance import note_hours, note_left, write_provenance
+from vissl_barlow.run_files import METRICS_FILE
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
+
+# The logs of a run that every start appends to: VISSL's and the monitor's.
+_APPENDED = ("metrics.json", METRICS_FILE)
 
 
 class RunRecord(BarlowHook):
@@ -15,7 +20,20 @@ class RunRecord(BarlowHook):
 
     def on_start(self, task) -> None:
         if is_primary():
-            record_start(task.config)
+            anew, self.left = task.checkpoint is None, False
+            paths = [Path(task.checkpoint_folder, name) for name in _APPENDED if anew]
+            # What is in them is of an earlier run, until this one has left something.
+            self.earlier = {path: path.stat().st_size for path in paths if path.is_file()}
+            record_start(task, anew)
+
+    def has_left_something(self, task) -> None:
+        """To be called on the primary process when a checkpoint or a result was written."""
+        if self.left:
+            return
+        for path, size in self.earlier.items():
+            write_text_atomically(path, path.read_bytes()[size:].decode())
+        note_left(Path(task.checkpoint_folder))
+        self.left = True
 
     def on_phase_end(self, task) -> None:
         if is_primary():
@@ -26,12 +44,22 @@ class RunRecord(BarlowHook):
             note_hours(Path(task.checkpoint_folder))
 
 
-def record_start(cfg) -> None:
-    """Notes a start of the run that `cfg`, a resolved config, describes."""
+def note_saved(task) -> None:
+    """Tells `RunRecord`, on the primary process, that a checkpoint or a result was written."""
+    for hook in task.hooks:
+        if isinstance(hook, RunRecord):
+            hook.has_left_something(task)
+
+
+def record_start(task, anew: bool) -> None:
+    """Notes a start of the run of `task`, one of the plugin's; `anew`: it is no resume."""
+    cfg = task.config
     write_provenance(
         Path(get_checkpoint_folder(cfg)),
         cfg.SEED_VALUE,
         cfg.BARLOW.COMMAND,
         weights=cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE,
         processes=dist.get_world_size(),
+        data=task.images,
+        anew=anew,
     )

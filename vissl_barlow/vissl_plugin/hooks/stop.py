@@ -11,8 +11,8 @@ import torch.distributed as dist
 from classy_vision.generic.distributed_util import barrier, get_world_size, is_primary
 from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
 
+from vissl_barlow.stop_signals import StopSignals
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
-from vissl_barlow.vissl_plugin.run.signals import StopSignals
 
 # Steps between a request to stop and its answer on several GPUs: reading it sooner would make every
 # step wait for the device.
@@ -20,7 +20,7 @@ GPU_DELAY = 2
 
 
 class BarlowStop(BarlowHook):
-    """On SIGTERM, SIGUSR1 or SIGUSR2 to any process of the run, ends all of them after the same step.
+    """On one of `STOP_SIGNALS` to any process of the run, ends all of them after the same step.
 
     The step under way is finished first (on several GPUs, `GPU_DELAY` more) and a checkpoint written.
     """

@@ -26,7 +26,7 @@ from vissl_barlow.vissl_plugin.run.checkpoint_folder import (
     has_numbered_checkpoints,
     whole_checkpoints,
 )
-from vissl_barlow.vissl_plugin.run.experiment import EPOCHS
+from vissl_barlow.vissl_plugin.run.saved_state import EPOCHS
 from vissl_barlow.vissl_plugin.wrap import in_barlow_run, of_barlow_config, wrap
 
 
@@ -105,8 +105,8 @@ def _resume_path(settings, folder: str) -> str | None:
         raise ConfigError(
             "CHECKPOINT.DIR",
             folder,
-            "every checkpoint there is damaged, and training anew would overwrite them; name another "
-            "folder, or set config.CHECKPOINT.AUTO_RESUME=false to start from the beginning",
+            "every checkpoint there is damaged or no run's, and training anew would overwrite them; "
+            "name another folder, or train anew with config.CHECKPOINT.AUTO_RESUME=false",
         )
     return None
 

@@ -11,7 +11,6 @@ from vissl.trainer.trainer_main import SelfSupervisionTrainer
 from vissl.utils.checkpoint import get_checkpoint_folder
 
 from vissl_barlow.provenance import note_hours
-from vissl_barlow.vissl_plugin.hooks.record import record_start
 from vissl_barlow.vissl_plugin.wrap import of_barlow_owner, wrap
 
 
@@ -21,20 +20,28 @@ def extract_features_anywhere() -> None:
     Faults of VISSL 0.1.6: features are extracted on GPUs only, files of an earlier run with more
     processes or chunks stay and are merged with the new ones (extract_features_utils.py:65), and no
     hook is run. With config.MACHINE.DEVICE=cpu the code below writes the same files; stale ones are
-    removed, and the run leaves its provenance, on any device.
+    removed, and the run leaves its provenance (`prepare_extraction`), on any device.
     """
 
     @wrap(SelfSupervisionTrainer, "extract", applies=of_barlow_owner)
     def extract(original, trainer, output_folder):
+        folder = Path(get_checkpoint_folder(trainer.cfg))
         if is_primary():
-            record_start(trainer.cfg)
+            _remove_stale_results(folder)
         _remove_stale_features(output_folder)
         if trainer.task.device.type == "cuda":
             original(trainer, output_folder)
         else:
             _extract_on_cpu(trainer, output_folder)
         if is_primary():
-            note_hours(Path(get_checkpoint_folder(trainer.cfg)))
+            note_hours(folder)
+
+
+def _remove_stale_results(folder: Path) -> None:
+    """What the tools made of the features that were there: `knn_tool.py`, `svm_tools.py`."""
+    for pattern in ("knn_*.json", "*/test_ap.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _remove_stale_features(folder: str) -> None:

@@ -12,11 +12,19 @@ from vissl.trainer import SelfSupervisionTrainer
 from vissl.utils import distributed_launcher
 from vissl.utils.env import get_machine_local_and_dist_rank
 
+from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.run.checkpoint_folder import LINK, inspect
 from vissl_barlow.vissl_plugin.run.experiment import refuse_other_experiment
 from vissl_barlow.vissl_plugin.run.lock import lock, unlock
 from vissl_barlow.vissl_plugin.run.processes import spawn as spawn_together
-from vissl_barlow.vissl_plugin.wrap import Overlay, of_barlow_config, of_barlow_owner, wrap
+from vissl_barlow.vissl_plugin.wrap import (
+    Overlay,
+    in_barlow_run,
+    of_barlow_config,
+    of_barlow_owner,
+    wrap,
+)
 
 
 def lock_checkpoint_folder() -> None:
@@ -32,6 +40,9 @@ def lock_checkpoint_folder() -> None:
         folder = original(cfg)
         if get_machine_local_and_dist_rank()[1] == 0:
             lock(Path(folder))
+        link, settings = Path(folder, LINK), cfg.CHECKPOINT
+        if settings.USE_SYMLINK_CHECKPOINT_FOR_RESUME and link.exists() and inspect(link) is None:
+            settings.USE_SYMLINK_CHECKPOINT_FOR_RESUME = False  # the one before, then
         # Again: between the checks and this moment (a queue, a lock) another run may have been here.
         refuse_other_experiment(cfg)
         return folder
@@ -59,6 +70,21 @@ def end_processes_together() -> None:
     distributed_launcher.torch = Overlay(
         torch, multiprocessing=Overlay(torch.multiprocessing, spawn=spawn)
     )
+
+
+def end_by_ctrl_c() -> None:
+    """vissl/utils/distributed_launcher.py:161: `except (KeyboardInterrupt, RuntimeError)`.
+
+    A fault of VISSL 0.1.6: a run of one process that Ctrl-C ends says "All Done!", and its exit status
+    is 0. Now it is 130, in whatever the run does not finish first (see `hooks/stop.py`).
+    """
+
+    @wrap(distributed_launcher, "_distributed_worker", applies=in_barlow_run)
+    def distributed_worker(original, *args, **kwargs):
+        try:
+            original(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise stopped_by_ctrl_c() from None
 
 
 def set_process_group_timeout() -> None:

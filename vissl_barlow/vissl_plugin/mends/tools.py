@@ -9,3 +9,8 @@ def tool_modules(name: str) -> list:
     is_main = (getattr(main, "__file__", None) or "").endswith(f"tools/{name}.py")
     imported = sys.modules.get(f"tools.{name}")
     return [module for module in (is_main and main, imported) if module]
+
+
+def running_tool(*names: str) -> str | None:
+    """Which of VISSL's tools `names` this process runs, or has imported; None if it is none of them."""
+    return next((name for name in names if tool_modules(name)), None)

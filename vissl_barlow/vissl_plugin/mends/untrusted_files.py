@@ -5,10 +5,15 @@ import pickle
 import secrets
 import shutil
 import tempfile
+import zipfile
 from pathlib import Path
+from typing import IO
 
+import numpy as np
+from sklearn.svm import LinearSVC
 from vissl.utils import distributed_launcher, io
 from vissl.utils.slurm import get_slurm_dir
+from vissl.utils.svm_utils import svm_low_shot_trainer, svm_trainer
 
 from vissl_barlow.vissl_plugin.wrap import Overlay, in_barlow_run, wrap
 
@@ -18,41 +23,49 @@ _COMPLETE = "copy_complete"
 # What this process has copied and will remove again.
 _copied: set[Path] = set()
 
-# What a pickled LinearSVC consists of; a pickle with anything else is refused.
-_SVM_GLOBALS = {
-    ("sklearn.svm._classes", "LinearSVC"),
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy.core.numeric", "_frombuffer"),
-}
+# What a trained LinearSVC consists of: numbers, stored as numpy.savez does.
+_SVM_ARRAYS = ("coef_", "intercept_", "classes_")
 
 
-def load_pickles_without_code() -> None:
+def store_svms_without_pickle() -> None:
     """vissl/utils/io.py:105: `pickle.load(fopen)`, for the SVMs and any `.pkl` a config names.
 
-    A fault of VISSL 0.1.6: whatever the file holds is run. Only what a LinearSVC consists of is
-    loaded now.
+    A fault of VISSL 0.1.6: whatever the file holds is run. A list of allowed names does not help:
+    numpy's own, called with a pickle's arguments, take its numbers for addresses. Under the same names
+    SVMs are arrays now (svm_trainer.py:193 and svm_low_shot_trainer.py:138 write them), and pickles are
+    refused.
     """
 
+    def dump(obj, file, *args, **options):
+        if in_barlow_run() and isinstance(obj, LinearSVC):
+            np.savez(file, **{name: getattr(obj, name) for name in _SVM_ARRAYS})
+        else:
+            pickle.dump(obj, file, *args, **options)
+
     def load(file, **options):
-        unpickler = _SvmUnpickler if in_barlow_run() else pickle.Unpickler
-        return unpickler(file, **options).load()
+        return _load_svm(file) if in_barlow_run() else pickle.load(file, **options)
 
-    io.pickle = Overlay(pickle, load=load)
+    for module in (io, svm_trainer, svm_low_shot_trainer):
+        module.pickle = Overlay(pickle, load=load, dump=dump)
 
 
-class _SvmUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
-        if (module, name) in _SVM_GLOBALS:
-            return super().find_class(module, name)
+def _load_svm(file: IO[bytes]) -> LinearSVC:
+    svm = LinearSVC()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in _SVM_ARRAYS:
+                with archive.open(f"{name}.npy") as member:
+                    array = np.lib.format.read_array(member, allow_pickle=False)
+                if array.dtype.kind not in "fi":
+                    raise ValueError(f"{name} is an array of {array.dtype}")
+                setattr(svm, name, array)
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, MemoryError) as error:
         raise pickle.UnpicklingError(
-            f"refused: the file holds {module}.{name}, and loading such objects can run code"
-        )
+            "refused: expected the arrays of an SVM; a pickle can run code, and none is loaded: "
+            f"remove {file.name}, and what it was is trained anew ({error})"
+        ) from None
+    svm.n_features_in_ = svm.coef_.shape[-1]
+    return svm
 
 
 def keep_copies_inside() -> None:

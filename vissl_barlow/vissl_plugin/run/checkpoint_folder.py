@@ -5,22 +5,26 @@ import heapq
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vissl_barlow.atomic_files import file_state
 from vissl_barlow.checkpoint import CheckpointError, read_checkpoint
+from vissl_barlow.vissl_plugin.run.saved_state import why_not_a_runs
 
 _NAME = re.compile(r"model_(phase|iteration)(\d+)\.torch")
 _KINDS = ("phase", "iteration")
+# VISSL's link to the checkpoint it wrote last.
+LINK = "checkpoint.torch"
 
 
 class Inspection(NamedTuple):
     """What is asked of a checkpoint before its run resumes."""
 
-    # Steps done; -1 where the file does not say.
+    # Steps done.
     iteration: int
-    # Of the trunk's and the heads' tensors, by their names; empty where the file has no such part.
+    # Of the trunk's and the heads' tensors, by their names.
     trunk: dict[str, tuple[int, ...]]
     heads: dict[str, tuple[int, ...]]
     # Of which experiment it is (`run/experiment.py`); None where the file does not say.
@@ -28,37 +32,35 @@ class Inspection(NamedTuple):
 
 
 def inspect(path: str | os.PathLike) -> Inspection | None:
-    """Reads a checkpoint in full, checksums included; None if it is damaged, which is reported.
+    """Reads a checkpoint in full, checksums included; None if it is damaged or holds what no run of
+    this plugin has written (`saved_state.py`), which is reported.
 
     A file is read once per process, and again only if it has changed: a resume asks which checkpoint
     is whole when the config is validated, then for its shapes, and again which one at launch.
     """
     path = Path(path)
     try:
-        status = path.stat()
+        state = file_state(path)
     except FileNotFoundError:
         return None
-    return _inspect(path, status.st_size, status.st_mtime_ns)
+    return _inspect(path, state)
 
 
 @functools.lru_cache(maxsize=64)
-def _inspect(path: Path, size: int, mtime_ns: int) -> Inspection | None:
+def _inspect(path: Path, state: tuple[int, ...]) -> Inspection | None:
     try:
         checkpoint = read_checkpoint(path)
-        if not isinstance(checkpoint, Mapping):
-            raise CheckpointError(f"{path}: holds no checkpoint of VISSL's")
+        if reason := why_not_a_runs(checkpoint, path.resolve().name):
+            raise CheckpointError(f"{path}: {reason}")
     except (CheckpointError, OSError) as error:
         logging.warning("checkpoint passed over: %s", error)
         return None
-    model: Any = checkpoint
-    for key in ("classy_state_dict", "base_model", "model"):
-        model = model.get(key, {})
+    saved = checkpoint["classy_state_dict"]
     trunk, heads = (
-        {name: tuple(tensor.shape) for name, tensor in model.get(part, {}).items()}
+        {name: tuple(tensor.shape) for name, tensor in saved["base_model"]["model"][part].items()}
         for part in ("trunk", "heads")
     )
-    experiment = checkpoint.get("classy_state_dict", {}).get("experiment")
-    return Inspection(int(checkpoint.get("iteration", -1)), trunk, heads, experiment)
+    return Inspection(checkpoint["iteration"], trunk, heads, saved.get("experiment"))
 
 
 def final_checkpoints(folder: str | os.PathLike) -> list[Inspection]:
@@ -112,22 +114,32 @@ def whole_checkpoints(folder: str | os.PathLike) -> Iterator[tuple[int, bool, Pa
     return heapq.merge(*map(whole, _KINDS), reverse=True)
 
 
-def remove_old_checkpoints(folder: str | os.PathLike, keep: int, every_epochs: int) -> None:
-    """Leaves the `keep` last written checkpoints of each kind, the final one and the milestones.
+def remove_old_checkpoints(
+    folder: str | os.PathLike, keep: int, every_epochs: int, *, steps: int, steps_per_epoch: int
+) -> None:
+    """Leaves the last `keep` checkpoints of each kind, the final one and the milestones.
+
+    Their order is that of the steps done, which the names tell; clocks of file servers run behind.
+    Checkpoints of more steps than the run has done are of one that it was told not to resume, and go
+    first. The newest and what `checkpoint.torch` leads to stay in any case.
 
     Args:
         folder: the run's checkpoint folder.
         keep: 0 keeps all.
         every_epochs: the checkpoint after every so many epochs is a milestone; 0: none is.
+        steps: that the run has done, in all its epochs; a checkpoint was just written after them.
+        steps_per_epoch: 1 or more.
     """
     if keep < 1:
         return
+    linked = Path(folder, LINK).resolve().name
+    # The number in the name of the last one that this run can have written.
+    last = {"phase": steps // steps_per_epoch - 1, "iteration": steps}
     for kind in _KINDS:
-        # By time: a run told not to resume counts from 0 beside an older run's larger numbers.
-        written = sorted(_numbered(folder, kind), key=lambda n: n[1].stat().st_mtime_ns)
-        for number, path in written[:-keep]:
+        found = sorted(_numbered(folder, kind), key=lambda n: (n[0] <= last[kind], n[0]))
+        for number, path in found[:-keep]:
             is_milestone = kind == "phase" and every_epochs and (number + 1) % every_epochs == 0
-            if not is_milestone:
+            if not is_milestone and path.name != linked:
                 path.unlink(missing_ok=True)
 
 

@@ -16,13 +16,14 @@ import yaml
 from vissl.config import AttrDict
 from vissl.utils import checkpoint as vissl_checkpoint
 
+from vissl_barlow.atomic_files import file_state
 from vissl_barlow.experiment import IRRELEVANT_KEYS
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import Inspection, final_checkpoints, inspect
+from vissl_barlow.vissl_plugin.run.images import classes_of
+from vissl_barlow.vissl_plugin.run.saved_state import BATCH, EPOCHS
 
-EPOCHS = "OPTIMIZER.num_epochs"
-BATCH = "global batch (DATA.TRAIN.BATCHSIZE_PER_REPLICA times the number of processes)"
 WEIGHTS = "MODEL.WEIGHTS_INIT.PARAMS_FILE"
 PROCESSES = "processes"
 _SYNCHRONISED = "MODEL.SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN"
@@ -52,12 +53,11 @@ def weights_identity(path: str) -> str:
     """What says which weights a run starts from: their SHA-256, "" for none, the URL of a download."""
     if not path or not os.path.isfile(path):
         return path or ""
-    status = os.stat(path)
-    return _sha256(os.path.realpath(path), status.st_size, status.st_mtime_ns)
+    return _sha256(os.path.realpath(path), file_state(path))
 
 
 @functools.lru_cache(maxsize=8)
-def _sha256(path: str, size: int, mtime_ns: int) -> str:
+def _sha256(path: str, state: tuple[int, ...]) -> str:
     return file_sha256(path)
 
 
@@ -66,12 +66,9 @@ def images_identity(split: str, dataset) -> dict[str, Any]:
     found: dict[str, Any] = {
         f"images in DATA.{split}": sum(len(source) for source in dataset.data_objs)
     }
-    if dataset.label_type == "standard" and dataset.label_sources:
-        if not dataset.labels_init:
-            dataset.load_labels()
-        labels = dataset.label_objs[0]
-        if getattr(labels, "ndim", 0) == 1:
-            found[f"classes in DATA.{split}"] = len(set(labels.tolist()))
+    classes = classes_of(dataset)
+    if classes is not None:
+        found[f"classes in DATA.{split}"] = classes
     return found
 
 

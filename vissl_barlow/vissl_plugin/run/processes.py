@@ -1,13 +1,14 @@
 """The processes of a run: started together, ended together."""
 
+import os
 import signal
 from collections.abc import Callable
 
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from vissl_barlow.stop_signals import STOP_SIGNALS, StopSignals, held_back, let_through
 from vissl_barlow.vissl_plugin.errors import RankFailed
-from vissl_barlow.vissl_plugin.run.signals import STOP_SIGNALS, StopSignals
 
 # In the message of a process that fails because another one, which it was talking to, is gone.
 _LOST_CONNECTION = ("gloo", "nccl", "connection", "distbackenderror", "timed out", "pair closure")
@@ -18,30 +19,50 @@ def spawn(fn: Callable, nprocs: int, args: tuple) -> None:
 
     Signals that ask this process to stop are passed on to all of them. When one ends, the others get
     `config.BARLOW.GRACE_SECONDS` to end as well, are then terminated and, after as long again, killed.
+    A second Ctrl-C kills them at once. None is left when this returns or raises.
 
     Raises:
         RankFailed: one failed or was killed; the message names the one that did first.
         SystemExit: they were asked to stop, with the status of that signal.
     """
     cfg, node_id = args[:2]
-    signals = StopSignals()
-    context = torch.multiprocessing.spawn(fn, args=args, nprocs=nprocs, join=False)
-    signals.forward_to = context.processes
-    if signals.received:
-        signals.forward(signals.received)
+    processes: list = []
+
+    def forward(number: int) -> None:
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    signals = StopSignals(forward)
     try:
+        with held_back():
+            context = torch.multiprocessing.spawn(_run, args=(fn, *args), nprocs=nprocs, join=False)
+            processes += context.processes
         while not context.join(grace_period=cfg.BARLOW.GRACE_SECONDS):
             pass
     except (ProcessExitedException, ProcessRaisedException) as error:
         if signals.received:
             signals.leave(signals.received)
-        status = context.processes[error.error_index].exitcode
+        status = processes[error.error_index].exitcode
         if status - 128 in STOP_SIGNALS:  # a process was asked to stop, not the launcher
             raise SystemExit(status) from None
         first_rank = node_id * cfg.DISTRIBUTED.NUM_PROC_PER_NODE
-        raise RankFailed(_describe_failure(context.processes, error, first_rank)) from None
+        raise RankFailed(_describe_failure(processes, error, first_rank)) from None
     finally:
+        for process in processes:
+            process.kill()
+        for process in processes:
+            process.join()
         signals.restore()
+
+
+def _run(local_rank: int, fn: Callable, *args) -> None:
+    """`fn` in a process of its own, which a request to stop ends until it has something to save."""
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        # Its KeyboardInterrupt waits for C code to return, and torch takes it for success.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    let_through()
+    fn(local_rank, *args)
 
 
 def _describe_failure(

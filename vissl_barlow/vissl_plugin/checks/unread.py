@@ -1,0 +1,212 @@
+"""Keys of VISSL's that the run would not read: what the user set there would be without effect.
+
+A key is set where its value is another than VISSL's default, or where the command line names it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from classy_vision.optim import OPTIMIZER_REGISTRY
+from classy_vision.optim.param_scheduler import PARAM_SCHEDULER_REGISTRY
+from vissl.models.heads import MODEL_HEADS_REGISTRY
+from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
+
+from vissl_barlow.vissl_plugin.checks.common import (
+    Refusals,
+    is_typed,
+    named_heads,
+    typed_keys,
+    vissl_defaults,
+)
+from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.hooks import pretrains
+from vissl_barlow.vissl_plugin.settings import all_keys
+
+# Of OPTIMIZER, what VISSL's optimizers alone read, each by its own name.
+_OF_OPTIMIZERS = {
+    "nesterov": ("sgd",),
+    "use_larc": ("sgd",),
+    "larc_config": ("sgd",),
+    "momentum": ("sgd", "rmsprop"),
+    "betas": ("adam", "adamw"),
+}
+# What each of VISSL's schedules reads, of the keys that one kind alone has.
+_OF_SCHEDULES = {
+    "values": ("multistep", "step"),
+    "milestones": ("multistep",),
+    "value": ("constant",),
+    "schedulers": ("composite",),
+    "interval_scaling": ("composite",),
+    "lengths": ("composite",),
+}
+# Entries of SKIP_LAYERS that agree with how weights are loaded here.
+_SKIPPED = {"num_batches_tracked", "heads"}
+
+
+def check_unread(cfg, splits: list[str]) -> None:
+    """Raises ConfigError for keys that the user set and that nothing in the run reads.
+
+    `splits`: those of "TRAIN" and "TEST" that the run reads.
+    """
+    refusals = Refusals()
+    for key, remedy in _unread(cfg, splits, typed_keys(cfg)):
+        for name, value, default in _leaves(key, *_looked_up(cfg, key)):
+            if value != default or is_typed(cfg, name):
+                with refusals:
+                    raise ConfigError(name, value, f"would not be read: {remedy}")
+    refusals.raise_all()
+
+
+def _unread(cfg, splits: list[str], typed: set[str]) -> Iterator[tuple[str, str]]:
+    """Every key, or section, that nothing in this run reads, and what to do instead."""
+    yield from _of_data(cfg, splits)
+    yield from _of_model(cfg)
+    yield from _of_optimizer(cfg)
+    yield from _of_schedules(cfg, typed)
+    yield from _of_loss(cfg, typed)
+    yield from _of_plugin(cfg) if not pretrains(cfg) else _of_steps(cfg)
+
+
+def _of_data(cfg, splits: list[str]) -> Iterator[tuple[str, str]]:
+    for split in splits:
+        if split == "TEST" or cfg.TRAINER.TASK_NAME == "barlow_task":
+            for name in ("USE_STATEFUL_DISTRIBUTED_SAMPLER", "USE_DEBUGGING_SAMPLER"):
+                yield (
+                    f"DATA.{split}.{name}",
+                    f"{cfg.TRAINER.TASK_NAME} has a sampler of its own, the same order on any number "
+                    "of processes and after any interruption; remove it",
+                )
+        if split == "TEST":
+            yield "DATA.TEST.DROP_LAST", "each test image counts once; remove it"
+        if cfg.DATA[split].DATA_LIMIT < 0:
+            for name in ("IS_BALANCED", "SKIP_NUM_SAMPLES"):
+                yield (
+                    f"DATA.{split}.DATA_LIMIT_SAMPLING.{name}",
+                    f"all images are used; set config.DATA.{split}.DATA_LIMIT, or remove it",
+                )
+
+
+def _of_model(cfg) -> Iterator[tuple[str, str]]:
+    name = cfg.MODEL.TRUNK.NAME
+    trunk = MODEL_TRUNKS_REGISTRY.get(name)
+    section, keys = getattr(trunk, "section", None), getattr(trunk, "keys", ())
+    if section:
+        remedy = f"{name} has {', '.join(sorted(keys))}; remove it, or name another trunk"
+        for other, default in vissl_defaults()["MODEL"]["TRUNK"].items():
+            if other == section:
+                yield from ((f"MODEL.TRUNK.{other}.{key}", remedy) for key in {*default} - {*keys})
+            elif isinstance(default, Mapping):
+                yield f"MODEL.TRUNK.{other}", remedy
+    heads = [MODEL_HEADS_REGISTRY.get(head) for head, _ in named_heads(cfg)]
+    if heads and all(hasattr(head, "takes_representations") for head in heads):
+        for key in ("BATCHNORM_EPS", "BATCHNORM_MOMENTUM", "PARAMS_MULTIPLIER"):
+            yield f"MODEL.HEAD.{key}", "this plugin's heads have torch's defaults; remove it"
+    skipped = cfg.MODEL.WEIGHTS_INIT.SKIP_LAYERS
+    if set(skipped) - _SKIPPED:
+        yield "MODEL.WEIGHTS_INIT.SKIP_LAYERS", "all of the trunk is loaded; remove it"
+
+
+def _of_optimizer(cfg) -> Iterator[tuple[str, str]]:
+    name = cfg.OPTIMIZER.name
+    own = getattr(OPTIMIZER_REGISTRY.get(name), "keys", None)
+    for key, readers in _OF_OPTIMIZERS.items():
+        known = own is not None or name in {
+            each for some in _OF_OPTIMIZERS.values() for each in some
+        }
+        if known and not (key in own if own is not None else name in readers):
+            others = " or ".join(readers)
+            yield (
+                f"OPTIMIZER.{key}",
+                f"{name} has no {key}, {others} has; remove it, or set the name",
+            )
+
+
+def _of_schedules(cfg, typed: set[str]) -> Iterator[tuple[str, str]]:
+    """Of what the command line names alone: a config leaves behind what its base had."""
+    schedules = cfg.OPTIMIZER.param_schedulers
+    for word in typed:
+        schedule, _, key = word.removeprefix("OPTIMIZER.param_schedulers.").partition(".")
+        if not word.startswith("OPTIMIZER.param_schedulers.") or schedule not in schedules:
+            continue
+        if schedule == "lr_head" and not cfg.OPTIMIZER.head_optimizer_params.use_different_lr:
+            remedy = (
+                "set config.OPTIMIZER.head_optimizer_params.use_different_lr=true, or remove it"
+            )
+            yield word, f"heads have the trunk's rate; {remedy}"
+            continue
+        options = schedules[schedule]
+        own = getattr(PARAM_SCHEDULER_REGISTRY.get(options.name), "keys", None)
+        readers = _OF_SCHEDULES.get(key, (options.name,))
+        if key == "update_interval" and own is not None and options.update_interval != "step":
+            yield word, f"{options.name} follows every step; remove it"
+        elif key in _OF_SCHEDULES and options.name not in readers:
+            others = " or ".join(readers)
+            yield word, f"{options.name} has no {key}, {others} has; remove it, or set the name"
+        scaling = options.auto_lr_scaling
+        base = f"OPTIMIZER.param_schedulers.{schedule}.auto_lr_scaling.base_value"
+        if key in ("start_value", "value") and scaling.auto_scale and base not in typed:
+            scaled = f"the rate is config.{base}={scaling.base_value}, scaled to the batch"
+            yield word, f"{scaled}; set both, or auto_lr_scaling.auto_scale=false"
+
+
+def _of_loss(cfg, typed: set[str]) -> Iterator[tuple[str, str]]:
+    for section in cfg.LOSS:
+        if section in ("name", cfg.LOSS.name):
+            continue
+        remedy = f"config.LOSS.name={cfg.LOSS.name}; set config.LOSS.{cfg.LOSS.name}, or the name"
+        if section in vissl_defaults()["LOSS"]:
+            yield f"LOSS.{section}", remedy
+        else:
+            for word in typed:
+                if word.startswith(f"LOSS.{section}") and not word.endswith(".embedding_dim"):
+                    yield word, remedy
+
+
+def _of_steps(cfg) -> Iterator[tuple[str, str]]:
+    """What VISSL's own train step would read in a pretraining."""
+    if cfg.TRAINER.TRAIN_STEP_NAME != "barlow_train_step":
+        return
+    for key in ("METERS.name", "METERS.names"):
+        yield key, "a pretraining has no labels to measure with; remove it"
+    yield (
+        "DISTRIBUTED.MANUAL_GRADIENT_REDUCTION",
+        "barlow_train_step leaves the gradients to torch; remove it",
+    )
+
+
+def _of_plugin(cfg) -> Iterator[tuple[str, str]]:
+    yield "BARLOW.PROBE.KIND", "this is no pretraining; remove it"
+    if cfg.TRAINER.TASK_NAME == "barlow_evaluation_task":
+        for key in ("AMP_DTYPE", "CHANNELS_LAST", "COMPILE"):
+            yield f"BARLOW.{key}", "barlow_evaluation_task has none; remove it"
+
+
+def _looked_up(cfg, key: str) -> tuple[Any, Any]:
+    """Value and default of a key; the default of a section's keys by their names."""
+    defaults: Any = {**vissl_defaults(), "BARLOW": _defaults_of_plugin()}
+    value: Any = cfg
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+        defaults = defaults.get(part) if isinstance(defaults, Mapping) else None
+    return value, defaults
+
+
+def _defaults_of_plugin() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in all_keys():
+        *parents, name = key.name.split(".")
+        section = found
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[name] = key.default
+    return found
+
+
+def _leaves(key: str, value: Any, default: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name, value and default of what is below `key`; of what has no default, itself."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            known = isinstance(default, Mapping) and name in default
+            yield from _leaves(f"{key}.{name}", inner, default[name] if known else inner)
+    else:
+        yield key, value, default

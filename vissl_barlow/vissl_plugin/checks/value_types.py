@@ -1,0 +1,172 @@
+"""Values of another type than VISSL's defaults have: a scalar for a list, a text for a switch.
+
+VISSL indexes and tests what it is given: of the text `/images` it takes `/`, and `no` is true.
+"""
+
+import copy
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vissl_barlow.vissl_plugin.checks.common import Refusals, vissl_defaults
+from vissl_barlow.vissl_plugin.errors import ConfigError
+
+# Keys of this plugin's in VISSL's sections, where their components do not check them.
+_OWN = {
+    "SVM": {"class_names": ["cat"]},
+    "MODEL": {"TRUNK": {"RESNETS": {"SMALL_STEM": False}}},
+}
+# What the entries of a list are, where VISSL's default is an empty one, or they are no scalars.
+_LISTS = {"HEAD.PARAMS", "LINEAR_EVAL_FEAT_POOL_OPS_MAP", "TEMP_FROZEN_PARAMS_ITER_MAP"}
+_LISTS |= {"MULTI_INPUT_HEAD_MAPPING"}
+_SECTIONS = {"TRANSFORMS", "schedulers"}
+_NUMBERS = {"lengths", "cls_list"}
+# Lists in which each place has its meaning: a single number would stand for all, or for the first.
+_PLACES = {"INPUT_SHAPE", "betas", "power_range"}
+_PATHS = re.compile(r"(.*_)?(DIR|FILE|FOLDER|PATHS?|PREFIX)")
+# A number, or a word of torch's or VISSL's own.
+_FREE = {"NORM_TYPE", "QK_SCALE"}
+
+
+def complete_values(cfg) -> None:
+    """Makes a single entry where VISSL wants a list a list of one, in place; of null, an empty list.
+
+    A `~` that begins a path becomes the home folder. What is wrong is left as it is.
+    """
+    for key, default, section, name in _values(cfg, _defaults()):
+        value = section[name]
+        if isinstance(default, list) and name not in _PLACES:
+            if value is None:
+                section[name] = []
+            elif _is_entry(key, default, value):
+                section[name] = [value]
+        if _PATHS.fullmatch(name):
+            section[name] = _expanded(section[name])
+
+
+def check_types(cfg) -> None:
+    """Raises ConfigError for values that are not of the type of VISSL's default.
+
+    Each becomes the default, so that others can be looked at before all are said.
+    """
+    refusals = Refusals()
+    for key, default, section, name in _values(cfg, _defaults()):
+        remedy = _remedy(key, name, default, section[name])
+        if remedy:
+            with refusals:
+                value = section[name]
+                section[name] = _copied(default, type(section))
+                raise ConfigError(key, value, remedy)
+    refusals.raise_all()
+
+
+def _remedy(key: str, name: str, default: Any, value: Any) -> str | None:
+    """What to do about `value`, or None if it is of the default's type."""
+    if name in _FREE or default is None:
+        return None
+    if isinstance(default, Mapping):
+        fits = isinstance(value, Mapping)
+        return (
+            None if fits else f"this is a section, not one value; set its keys, config.{key}.NAME"
+        )
+    if isinstance(default, list):
+        return _remedy_of_list(key, name, default, value)
+    if isinstance(default, bool):
+        return "set true or false" if isinstance(value, str | list | Mapping) else None
+    if isinstance(default, int | float):
+        return None if _is_number(value) else "set a number"
+    if isinstance(value, list | Mapping):
+        return "set one text, without brackets"
+    if _PATHS.fullmatch(name) and not isinstance(value, str | None):
+        return f"{value} is no text; quote what is meant: 'config.{key}=\"{value}\"'"
+    return None
+
+
+def _remedy_of_list(key: str, name: str, default: list, value: Any) -> str | None:
+    if name in _PLACES:
+        fits = (
+            isinstance(value, list) and len(value) == len(default) and all(map(_is_number, value))
+        )
+        return None if fits else f"set a list of {len(default)} numbers, such as {default}"
+    kind = _kind(key, default)
+    if not isinstance(value, list):
+        return f"set a list of {kind}, [...]"
+    for entry in value:
+        if name == "LABEL_PATHS" and isinstance(entry, list):
+            continue  # several files of labels for one data set
+        if kind == "names" and _is_scalar(entry) and not isinstance(entry, str):
+            return f"{entry} is no text; quote what is meant: 'config.{key}=[\"{entry}\"]'"
+        if not _is_one(kind, entry):
+            return f"set a list of {kind}; {entry} is none"
+    return None
+
+
+def _kind(key: str, default: list) -> str:
+    """What the entries of a list are."""
+    last = key.rpartition(".")[2]
+    if key.removeprefix("MODEL.") in _LISTS or last in _LISTS:
+        return "lists"
+    if last in _SECTIONS:
+        return "sections"
+    if last in _NUMBERS or (default and _is_number(default[0])):
+        return "numbers"
+    return "names"
+
+
+def _is_entry(key: str, default: list, value: Any) -> bool:
+    """Whether `value`, given where a list is wanted, can only be meant as one entry of it."""
+    kind = _kind(key, default)
+    if kind == "lists":
+        return isinstance(value, list) and bool(value) and isinstance(value[0], str)
+    return not isinstance(value, list) and _is_one(kind, value)
+
+
+def _is_one(kind: str, entry: Any) -> bool:
+    """Whether `entry` is one of a list's `kind`; for names any scalar, refused later."""
+    if kind in ("lists", "sections"):
+        return isinstance(entry, list if kind == "lists" else Mapping)
+    if kind == "numbers":
+        return _is_number(entry)
+    return _is_scalar(entry)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _values(
+    section: Mapping, defaults: Mapping, prefix: str = ""
+) -> Iterator[tuple[str, Any, Any, str]]:
+    """Of every key of VISSL's that `section` has: dotted name, default, its section, last name."""
+    for name, default in defaults.items():
+        if name not in section:
+            continue
+        key = prefix + name
+        if isinstance(default, Mapping) and isinstance(section[name], Mapping):
+            yield from _values(section[name], default, f"{key}.")
+        else:
+            yield key, default, section, name
+
+
+def _defaults() -> Mapping:
+    """VISSL's own, and those of this plugin's keys beside them."""
+    merged = OmegaConf.to_container(OmegaConf.merge(vissl_defaults(), _OWN))
+    assert isinstance(merged, dict)
+    return merged
+
+
+def _copied(default: Any, section: type) -> Any:
+    return section(default) if isinstance(default, Mapping) else copy.copy(default)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expanded(each) for each in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
