@@ -6,11 +6,12 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart
 
-.PHONY: help install quickstart browser test lint bench bench-gpu slurm test-slurm test-gpu test-detection clean
+.PHONY: help install quickstart browser test soak lint bench bench-gpu slurm test-slurm test-gpu test-detection clean
 
 help:
 	@echo "make quickstart      install into $(VENV), pretrain on real digits, show what it learned"
 	@echo "make test            the test suite (no GPU, no Detectron2); installs Chromium if it is root"
+	@echo "make soak            a long run does not grow: memory, descriptors, files, logs (minutes)"
 	@echo "make lint            style and types"
 	@echo "make bench           speed and memory against the authors' and VISSL's code (BENCH_ARGS=--quick)"
 	@echo "make bench-gpu       the whole training step, on a GPU; fails without one"
@@ -72,6 +73,10 @@ slurm:
 test-slurm: $(INSTALLED) slurm
 	@[ "$$(id -u)" = 0 ] || { echo "test-slurm needs root: its cluster's daemons run as root"; exit 1; }
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slurm $(PYTEST_ARGS) tests/slurm
+
+# 10,000 steps and 1,250 epochs of the run that the suite makes 400 steps long.
+soak: $(INSTALLED)
+	FAULTS_SOAK_STEPS=10000 OMP_NUM_THREADS=1 $(RUN) -m pytest -s tests/plugin/run/test_soak.py
 
 test-gpu: $(INSTALLED)
 	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "test-gpu needs a CUDA device, and torch sees none")'

@@ -2,11 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+
+from vissl_barlow.atomic_files import atomic_file
 
 matplotlib.use("Agg")  # training machines have no screen
 
@@ -15,7 +18,7 @@ OURS, REFERENCE = "tab:blue", "tab:orange"
 
 
 def draw_pretraining(
-    path: str | os.PathLike,
+    path: str | os.PathLike | BinaryIO,
     history: Sequence[dict],
     lambda_: float,
     before: np.ndarray | None,
@@ -25,7 +28,7 @@ def draw_pretraining(
     """Loss curves beside the cross-correlation matrix before and after training (Figure 1).
 
     Args:
-        path: of the PNG.
+        path: of the PNG, or an open file.
         history: one dict per logged step with `iteration`, `loss`, `invariance`, `redundancy`.
         lambda_: weight of the redundancy term, for its curve.
         before, after: C of equation 2, (D, D); None where it is not known.
@@ -57,7 +60,7 @@ def draw_pretraining(
             f"off-diagonal RMS {np.sqrt((off_diagonal**2).mean()):.2f}"
         )
     figure.colorbar(image, ax=(first, last), shrink=0.85)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_accuracies(
@@ -110,7 +113,7 @@ def draw_accuracies(
         )
     ]
     figure.legend(handles=handles, loc="outside lower right", ncols=2)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_comparison(
@@ -143,7 +146,7 @@ def draw_comparison(
     axes.grid(alpha=0.3)
     if sources:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
 
 
 def draw_curves(
@@ -185,4 +188,12 @@ def draw_curves(
         for number, label in enumerate(histories)
     ]
     figure.legend(handles=handles, loc="outside lower left", fontsize=8)
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: str | os.PathLike | BinaryIO) -> None:
+    if isinstance(path, str | os.PathLike):
+        with atomic_file(path) as file:
+            figure.savefig(file, format="png", dpi=110)
+    else:
+        figure.savefig(path, format="png", dpi=110)

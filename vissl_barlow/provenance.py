@@ -13,17 +13,27 @@ from typing import Any
 
 import torch
 
-from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.libraries import checkout_commit, library_sources, library_versions
 from vissl_barlow.paths import PACKAGE
+from vissl_barlow.patient_files import read_json, replace
 from vissl_barlow.run_files import CONFIG_FILE, NEXT_CONFIG_FILE
 from vissl_barlow.version import __version__
 
 PROVENANCE_FILE = "barlow_run.json"
 
-# When this process began the starts that it has noted, by folder and the time noted, in seconds of a
-# clock that nobody sets.
-_began: dict[tuple[Path, str], float] = {}
+# The starts that this process has noted, by folder, and when, in seconds of a clock that nobody sets.
+_noted: dict[Path, tuple[dict, float]] = {}
+
+# What is read of an entry, here and by the report.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "started": str,
+    "hours": (int, float, type(None)),
+    "command": list,
+    "weights": (dict, type(None)),
+    "seed": int,
+    "processes": int,
+    "hardware": str,
+}
 
 
 def command_line() -> list[str]:
@@ -88,14 +98,18 @@ def write_provenance(
         anew: whether it begins from nothing, where False is a resume: `note_left` is then to be called
             when the start has left something. None: nobody will tell.
 
+    What cannot be written, on a full disk, is written when it can be (`patient_files`); a file that is
+    damaged is set aside.
+
     Raises:
-        OSError: the weights are there but cannot be read, or the folder cannot be written.
+        OSError: the weights are there but cannot be read.
+        FolderGone: there is no folder.
     """
     start = provenance(seed, command, weights, processes, data or {})
-    _began[folder, start["started"]] = time.monotonic()
     if anew is not None:
         start |= {"anew": anew, "left": False}
-    _write(folder, [*filter(_left, read_provenance(folder)), start])
+    _noted[folder] = start, time.monotonic()
+    _write(folder, [*filter(_left, _earlier_starts(folder)), start])
 
 
 def note_left(folder: Path) -> None:
@@ -106,9 +120,9 @@ def note_left(folder: Path) -> None:
 
     Raises:
         ValueError: no start was written to `folder`.
-        OSError: the folder cannot be written.
+        FolderGone: there is no folder.
     """
-    *earlier, last = read_provenance(folder)
+    *earlier, last = _starts_so_far(folder)
     if not _left(last):
         _write(folder, [*([] if last["anew"] else earlier), {**last, "left": True}])
         if (config := folder / NEXT_CONFIG_FILE).exists():
@@ -117,7 +131,7 @@ def note_left(folder: Path) -> None:
 
 def has_left_something(folder: Path) -> bool:
     """Whether one of the starts in `folder` left a checkpoint or a result."""
-    return any(map(_left, read_provenance(folder)))
+    return any(map(_left, _earlier_starts(folder)))
 
 
 def counted_starts(starts: Sequence[dict]) -> list[dict]:
@@ -136,11 +150,11 @@ def note_hours(folder: Path) -> None:
 
     Raises:
         ValueError: no start was written to `folder`.
-        OSError: the folder cannot be written.
+        FolderGone: there is no folder.
     """
-    *earlier, last = read_provenance(folder)
-    began = _began.get((folder, last["started"]))
-    if began is None:  # of another process, whose clock is the wall's
+    own, began = _noted.get(folder, ({}, 0.0))
+    *earlier, last = _starts_so_far(folder)
+    if last["started"] != own.get("started"):  # of another process, whose clock is the wall's
         elapsed = datetime.now(UTC) - datetime.fromisoformat(last["started"])
         seconds = max(elapsed.total_seconds(), 0.0)
     else:
@@ -154,6 +168,25 @@ def read_provenance(folder: Path) -> list[dict]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def _earlier_starts(folder: Path) -> list[dict]:
+    return read_json(folder / PROVENANCE_FILE, _are_starts) or []
+
+
+def _starts_so_far(folder: Path) -> list[dict]:
+    """This process's own too, where the file is gone, or was damaged and is set aside."""
+    own, _ = _noted.get(folder, ({}, 0.0))
+    return _earlier_starts(folder) or ([own] if own else [])
+
+
+def _are_starts(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(start, dict)
+        and all(isinstance(start.get(key), kind) for key, kind in _TYPES.items())
+        and all(isinstance(word, str) for word in start["command"])
+        for start in value
+    )
+
+
 def _weights(path: str | os.PathLike | None) -> dict | None:
     if not path:
         return None
@@ -163,4 +196,4 @@ def _weights(path: str | os.PathLike | None) -> dict | None:
 
 
 def _write(folder: Path, starts: list[dict]) -> None:
-    write_text_atomically(folder / PROVENANCE_FILE, json.dumps(starts, indent=2) + "\n")
+    replace(folder / PROVENANCE_FILE, json.dumps(starts, indent=2) + "\n")

@@ -15,14 +15,15 @@ FIGURE_FILE = "barlow.png"
 def read_history(folder: Path) -> list[dict]:
     """The logged steps of a run, in order; a step repeated after a resume counts once, the last.
 
-    A line that a full disk cut short is left out, with the one that was then appended to it.
+    A line that is damaged, or no entry, is left out.
 
     Raises:
         FileNotFoundError: nothing was logged.
     """
     by_iteration = {}
-    for line in (folder / METRICS_FILE).read_text().splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in (folder / METRICS_FILE).read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
-            by_iteration[entry["iteration"]] = entry
+            if isinstance(entry, dict) and type(entry.get("iteration")) is int:
+                by_iteration[entry["iteration"]] = entry
     return [by_iteration[iteration] for iteration in sorted(by_iteration)]

@@ -104,12 +104,18 @@ def held_back() -> Iterator[None]:
 
 
 def let_through() -> None:
-    """In a process that was started within `held_back`: what was held back comes now."""
+    """In a process that a run has started: a request to stop, held back or to come, ends it at once.
+
+    So it is until the process has something to save. (Python's KeyboardInterrupt waits for C code to
+    return, and torch takes it for success.)
+    """
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def leave_signals_to_the_run() -> None:
-    """Ignores requests to stop in a loader worker.
+def leave_signals_to_the_run(worker_id: int = 0) -> None:
+    """Ignores requests to stop in a loader worker; a DataLoader's `worker_init_fn`.
 
     SLURM and a terminal signal it like every process of the job, but the run needs its images to
     finish the step.

@@ -98,7 +98,7 @@ def test_a_clock_that_is_set_back_takes_no_hours_away(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance.time, "monotonic", lambda: began + 1800)
     note_hours(tmp_path)
     assert read_provenance(tmp_path)[-1]["hours"] == pytest.approx(0.5, abs=0.1)
-    provenance._began.clear()  # another process, which has the wall's clock alone
+    provenance._noted.clear()  # another process, which has the wall's clock alone
     note_hours(tmp_path)
     assert read_provenance(tmp_path)[-1]["hours"] == 0
 

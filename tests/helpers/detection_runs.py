@@ -38,16 +38,19 @@ def build(name, *options):
     return TransferTrainer.build_model(config(name, *options)).eval()
 
 
-def command(data, *arguments):
-    """Runs the command line on `data`; two processes share what cores there are."""
-    environment = os.environ | {
+def environment(data):
+    return os.environ | {
         "DETECTRON2_DATASETS": str(data),
         "PYTHONPATH": str(PROJECT),
         "OMP_NUM_THREADS": "1",
     }
+
+
+def command(data, *arguments):
+    """Runs the command line on `data`; two processes share what cores there are."""
     return subprocess.run(
         [sys.executable, "-m", "vissl_barlow.detection", *map(str, arguments)],
-        env=environment,
+        env=environment(data),
         capture_output=True,
         text=True,
     )

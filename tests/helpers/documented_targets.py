@@ -77,9 +77,9 @@ def quickstart(place: Place, command: str) -> None:
 def suite(place: Place, command: str) -> None:
     """The whole of it is what runs this; one file of it through the Makefile, and in the gate."""
     words = recipe("test")[-1]
-    assert words[words.index("pytest") :] == [
-        *("pytest", "-n", "auto", "--dist", "loadscope", "-m", "not gpu and not detectron2")
-    ]
+    selected = "not gpu and not detectron2 and not slurm"
+    expected = ["pytest", "-n", "auto", "--dist", "loadscope", "-m", selected]
+    assert words[words.index("pytest") :] == expected
     done = make("test", PYTEST_ARGS="tests/core/test_schedule.py")
     assert done.returncode == 0 and re.search(r"=+ \d+ passed", done.stdout), done.stdout[-3000:]
     assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
@@ -119,6 +119,13 @@ def fails_without(what: str, there: bool) -> Callable[[Place, str], None]:
         assert "passed" not in done.stdout
 
     return run
+
+
+def is_run_by_the_gate(place: Place, command: str) -> None:
+    """Not run here: it takes minutes, and root. The gate's script has it, and it runs tests."""
+    assert command in (ROOT / ".ci" / "run").read_text()
+    ((*_, folder),) = [words for words in recipe(*command.split()[1:]) if "pytest" in words]
+    assert list((ROOT / folder).glob("test_*.py"))
 
 
 def from_the_network(place: Place, command: str) -> None:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 CONFIG = "config=pretrain/vissl_barlow/digits_quickstart"
@@ -71,10 +72,21 @@ class Run:
 
     def wait_for_steps(self, count: int) -> None:
         """Until the file has `count` logged steps."""
+        self.wait_until(lambda: len(self.steps()) >= count)
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
         deadline = time.monotonic() + TIME_LIMIT
-        while len(self.steps()) < count:
+        while not happened():
             assert time.monotonic() < deadline, self.output[-5000:]
             time.sleep(0.01)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; its parent may not have asked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def logged_steps(folder: Path) -> list[int]:

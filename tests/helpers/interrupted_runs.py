@@ -19,6 +19,22 @@ SHORT = (
 )
 
 
+def at_steps(first: int, second: int = -1) -> str:
+    """Python for `RunServer.start`: `first()` and `second()` are called before these steps' updates."""
+    return f"""
+from vissl_barlow.lars import LARS
+step, calls = LARS.step, []
+def at_steps(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == {first}:
+        first()
+    if len(calls) == {second}:
+        second()
+    return step(*args, **kwargs)
+LARS.step = at_steps
+"""
+
+
 def final_state(folder: Path) -> dict:
     """The checkpoint of a finished training."""
     (path,) = folder.glob("model_final_checkpoint_phase*.torch")

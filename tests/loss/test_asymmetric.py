@@ -47,6 +47,20 @@ def test_loss_is_the_reference_and_stops_at_the_targets(loss, reference):
     assert ours[2].grad is None and ours[3].grad is None
 
 
+@pytest.mark.parametrize(("loss", "reference"), LOSSES)
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("factor", [1e17, 1e18, 1e20, 1e37])
+def test_rows_too_long_to_be_squared_have_no_loss(loss, reference, factor, both):
+    factors = (factor, factor, *(factor if both else 1,) * 2)
+    ours = [(x * f).float().requires_grad_() for x, f in zip(_outputs(), factors)]
+    value = loss(*ours).loss
+    if factor > 1e19:
+        assert value.isnan() and torch.autograd.grad(value, ours[0])[0].isnan().all()
+    else:
+        expected = reference(*(x.detach().double() for x in ours))
+        torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def _on_own_rows(rank, shares):
     results = []
     for loss, _ in LOSSES:

@@ -247,6 +247,26 @@ def test_value_and_gradients_are_the_reference(case, form, dtype, tolerance):
         torch.testing.assert_close(ours.double(), reference, rtol=tolerance, atol=tolerance * scale)
 
 
+@pytest.mark.parametrize(("case", "form"), EACH_FORM)
+def test_what_float32_does_not_hold_is_right_or_not_finite(case, form):
+    name, options, reference, _ = CASES[case]
+    for factor in (1e15, 1e17, 1e18, 1.7e18, 1e19, 1e20, 1e30, 1e37):
+        views = [z * factor for z in _views(torch.float32)]
+        try:
+            value, *gradients = _value_and_gradients(
+                lambda a, b: OBJECTIVES[name](a, b, **options, **form).loss, views
+            )
+        except torch.linalg.LinAlgError:
+            continue  # a matrix beyond float64, which is a stop
+        if not value.isfinite():
+            continue
+        expected, *right = _value_and_gradients(reference, [z.double() for z in views])
+        torch.testing.assert_close(value.double(), expected, rtol=SINGLE, atol=SINGLE)
+        for ours, gradient in zip(gradients, right):
+            scale = gradient.abs().max()
+            torch.testing.assert_close(ours.double(), gradient, rtol=0, atol=0.01 * scale.item())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_loss_is_invariance_plus_weighted_redundancy(case):
     name, options, *_ = CASES[case]

@@ -43,6 +43,7 @@ from documented_targets import (
     installs,
     is_python,
     is_resolved,
+    is_run_by_the_gate,
     is_tested_by,
     lint,
     quickstart,
@@ -222,6 +223,7 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     "make lint": lint,
     "make bench": benchmarks,
     "make test-gpu": NO_GPU,
+    "make test-slurm": is_run_by_the_gate,
     "make test-detection": NO_DETECTRON2,
     f"{PRETRAIN}/NAME [config.KEY=VALUE ...]": pretrains(
         "quickstart", *SHORT, replace={"NAME": "digits_quickstart", " [config.KEY=VALUE ...]": ""}

@@ -71,18 +71,18 @@ EVALUATION = {
     "provenance empty": (_replaced("barlow_run.json", ""), "cannot be read"),
     "provenance deep": (_replaced("barlow_run.json", DEEP), "cannot be read"),
     "provenance null": (_replaced("barlow_run.json", "null"), "no list of starts"),
-    "no command": (_start(command=None), "its command is none"),
-    "command of numbers": (_start(command=[1]), "its command is none"),
-    "hours as text": (_start(hours="6"), "its hours is none"),
-    "infinite hours": (_start(hours=float("inf")), "its hours is none"),
-    "no seed": (_start(seed=None), "its seed is none"),
-    "no hardware": (_start(hardware=None), "its hardware is none"),
-    "no processes": (_start(processes=None), "its processes is none"),
-    "versions as a list": (_start(versions=[]), "its versions is none"),
-    "weights as text": (_start(weights="x"), "its weights is none"),
-    "weights without a path": (_start(weights={}), "its weights is none"),
-    "data as a list": (_start(data=[1]), "its data is none"),
-    "images as text": (_start(data={"train": {"images": "x"}}), "its data is none"),
+    "no command": (_start(command=None), "its command has another shape"),
+    "command of numbers": (_start(command=[1]), "its command has another shape"),
+    "hours as text": (_start(hours="6"), "its hours has another shape"),
+    "infinite hours": (_start(hours=float("inf")), "its hours has another shape"),
+    "no seed": (_start(seed=None), "its seed has another shape"),
+    "no hardware": (_start(hardware=None), "its hardware has another shape"),
+    "no processes": (_start(processes=None), "its processes has another shape"),
+    "versions as a list": (_start(versions=[]), "its versions has another shape"),
+    "weights as text": (_start(weights="x"), "its weights has another shape"),
+    "weights without a path": (_start(weights={}), "its weights has another shape"),
+    "data as a list": (_start(data=[1]), "its data has another shape"),
+    "images as text": (_start(data={"train": {"images": "x"}}), "its data has another shape"),
     "config empty": (_replaced("train_config.yaml", ""), "train_config.yaml is empty"),
     "config cut": (_replaced("train_config.yaml", "DATA: {TRAIN: {"), "cannot be read"),
     "config a list": (_replaced("train_config.yaml", "[1]"), "or no config"),
@@ -150,7 +150,7 @@ def _only_refused(root, folder, reason):
 def test_a_result_of_vissls_tool_of_another_shape(tmp_path, sound, main_run):
     for number, content in enumerate(("1", "{}", '{"mAP": null}', '{"mAP": "x"}', "[]", DEEP)):
         folder = svm(tmp_path / "runs" / f"{number}", main_run / "checkpoint.torch", 0.5)
-        (folder / "res5avg" / "test_ap.json").write_text(content)
+        (folder / "res5" / "test_ap.json").write_text(content)
     assert len(find_runs(tmp_path / "runs").refused) == 6
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from vissl_barlow.stop_signals import stopped_by_ctrl_c
+
 INSTALL = (
     "Detectron2 is not installed. It is built against the PyTorch in use: python -m pip install"
     " --no-build-isolation git+https://github.com/facebookresearch/detectron2"
@@ -21,12 +23,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     args = trainer.argument_parser().parse_args(arguments)
     try:
-        cfg = trainer.prepare(args)
-    except (ValueError, OSError) as error:
-        for fault in str(error).splitlines():
-            print(f"error: {fault}", file=sys.stderr)
-        return 1
-    trainer.launch_run(args, cfg)
+        try:
+            cfg = trainer.prepare(args)
+        except (ValueError, OSError) as error:
+            for fault in str(error).splitlines():
+                print(f"error: {fault}", file=sys.stderr)
+            return 1
+        trainer.launch_run(args, cfg)
+    except KeyboardInterrupt:
+        raise stopped_by_ctrl_c() from None
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.checkpoint import read_trunk
@@ -38,8 +40,15 @@ from vissl_barlow.detection.run_folder import (
     forget_starts_without_checkpoint,
     last_checkpoint,
 )
+from vissl_barlow.detection.stopping import StopHook, passed_on
 from vissl_barlow.detection.weights import StrictCheckpointer, load_backbone
 from vissl_barlow.provenance import command_line, note_hours, write_provenance
+from vissl_barlow.stop_signals import (
+    end_loader_workers_at_exit,
+    held_back,
+    leave_signals_to_the_run,
+    let_through,
+)
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
@@ -105,11 +114,23 @@ class TransferTrainer(DefaultTrainer):
         return super().test(cfg, model, evaluators)
 
     def build_hooks(self) -> list[hooks.HookBase | None]:
-        """Detectron2's, the evaluations recorded."""
+        """Detectron2's, the evaluations recorded, and what stops a training without losing a step."""
         recorded = hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
-        return [
+        own = [
             recorded if isinstance(hook, hooks.EvalHook) else hook for hook in super().build_hooks()
         ]
+        return [*own, StopHook()]
+
+    def run_step(self) -> None:
+        # The first starts the loader's workers: they leave requests to stop to the training for good.
+        with held_back() if self.iter == self.start_iter else contextlib.nullcontext():
+            super().run_step()
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        loader = super().build_test_loader(cfg, dataset_name)
+        loader.worker_init_fn = leave_signals_to_the_run
+        return loader
 
     def _evaluate(self) -> dict:
         self._last_eval_results = results = self.test(self.cfg, self.model)
@@ -295,6 +316,9 @@ def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace, cfg: CfgNode) -> None:
     """One process of a run."""
+    if comm.get_world_size() > 1:
+        let_through()
+    end_loader_workers_at_exit()
     default_setup(cfg, args)
     if args.eval_only:
         model = TransferTrainer.build_model(cfg)
@@ -335,13 +359,15 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
             weights=cfg.MODEL.WEIGHTS and PathManager.get_local_path(cfg.MODEL.WEIGHTS),
             processes=args.num_gpus * args.num_machines,
         )
-    launch(
-        run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args, cfg),
-    )
+    several = args.num_gpus * args.num_machines > 1
+    with passed_on() if several else contextlib.nullcontext():
+        launch(
+            run,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args, cfg),
+        )
     if recorded:
         note_hours(folder)

@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn import functional as F
 
-from vissl_barlow.loss.global_batch import GlobalBatch
-from vissl_barlow.loss.terms import LossTerms
+from vissl_barlow.loss.global_batch import GlobalBatch, cosines
+from vissl_barlow.loss.terms import LossTerms, check_embeddings
 
 
 def byol_loss(
@@ -37,8 +36,9 @@ def byol_loss(
         `LossTerms`, of which `redundancy` is 0.
 
     Raises:
-        ValueError: predictions and targets do not fit together.
+        ValueError: predictions and targets are not dense floating-point matrices of one shape.
     """
+    check_embeddings(p_a=p_a, p_b=p_b, target_a=target_a, target_b=target_b)
     forth = _mean_cosine(p_a, target_b, group, reference_world_size)
     back = _mean_cosine(p_b, target_a, group, reference_world_size)
     loss = (2 - 2 * forth) + (2 - 2 * back)
@@ -55,6 +55,7 @@ def simsiam_loss(
     reference_world_size: int = 1,
 ) -> LossTerms:
     """SimSiam's loss, -(cos(p_a, target_b) + cos(p_b, target_a)) / 2, otherwise as `byol_loss`."""
+    check_embeddings(p_a=p_a, p_b=p_b, target_a=target_a, target_b=target_b)
     forth = _mean_cosine(p_a, target_b, group, reference_world_size)
     back = _mean_cosine(p_b, target_a, group, reference_world_size)
     loss = -(forth + back) / 2
@@ -66,4 +67,4 @@ def _mean_cosine(
 ) -> Tensor:
     """cos(prediction, target) of each row, the mean over the global batch."""
     with GlobalBatch(prediction, target.detach(), group, reference_world_size) as batch:
-        return batch.sum(F.cosine_similarity(batch.a, batch.b).sum()) / batch.n
+        return batch.sum(cosines(batch.a, batch.b).sum()) / batch.n

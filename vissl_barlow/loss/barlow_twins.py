@@ -14,9 +14,16 @@ from torch.distributed import ProcessGroup
 
 from vissl_barlow.distributed import all_reduce_sum
 from vissl_barlow.loss.form import FORMS, resolve_form
-from vissl_barlow.loss.kernels import CorrelationTerms, GramTerms, Normalize, TermsOptions
+from vissl_barlow.loss.kernels import (
+    CorrelationTerms,
+    GramTerms,
+    Normalize,
+    TermsOptions,
+    representable,
+)
 from vissl_barlow.loss.terms import (
     LossTerms,
+    check_embeddings,
     check_reference_world_size,
     check_weight,
     checked_batch_sizes,
@@ -42,6 +49,7 @@ def equation_2(z_a: Tensor, z_b: Tensor, *, eps: float = 1e-5) -> Tensor:
 
     of mean-centred views, that is C = A^T B of the normalised ones.
     """
+    check_embeddings(z_a=z_a, z_b=z_b)
     a, b = normalized_along_batch(z_a, eps), normalized_along_batch(z_b, eps)
     return a.T @ b
 
@@ -53,7 +61,7 @@ def normalized_along_batch(z: Tensor, eps: float) -> Tensor:
     variance is the squared length divided by N.
     """
     centred = z - z.mean(0)
-    return centred / (centred.square().sum(0) + len(z) * eps).sqrt()
+    return centred / representable(centred.square().sum(0) + len(z) * eps).sqrt()
 
 
 def barlow_twins_loss(
@@ -89,12 +97,13 @@ def barlow_twins_loss(
             the gradient is divided by it (the values are not). The paper's run has 32.
 
     Returns:
-        `LossTerms` (loss, invariance, redundancy): the true global values. All three are
-        differentiable, with the same gradient scale.
+        `LossTerms` (loss, invariance, redundancy): the true global values, or NaN where a sum of
+        squares leaves float32's range (from embeddings of about 1e18 on; see `representable`). All
+        three are differentiable, with the same gradient scale.
 
     Raises:
-        ValueError: z_a and z_b are not floating-point matrices of one shape, the global batch has
-            fewer than 2 rows, or an option is out of range.
+        ValueError: z_a and z_b are not dense floating-point matrices of one shape, of 16 bits or
+            more, the global batch has fewer than 2 rows, or an option is out of range.
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is unknown: use one of {', '.join(FORMS)}")

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from vissl_barlow.loss.form import FORMS
-from vissl_barlow.loss.global_batch import GlobalBatch
+from vissl_barlow.loss.global_batch import GlobalBatch, cosines, unit_rows
 from vissl_barlow.loss.terms import LossTerms, check, check_weight, objective
 
 
@@ -62,7 +62,7 @@ def info_nce_loss(
     """
     check(temperature > 0, "temperature", temperature, "above 0")
     with GlobalBatch(z_a, z_b, group, reference_world_size) as batch:
-        a, b = F.normalize(batch.a, dim=1), F.normalize(batch.b, dim=1)
+        a, b = (unit_rows(z) for z in (batch.a, batch.b))
         scores = a @ batch.gather(b).T / temperature
         own = torch.arange(len(a), device=a.device)[:, None] + batch.first_row
         similarity = batch.sum(scores.gather(1, own).sum())
@@ -85,7 +85,7 @@ def cosine_loss(
     the gradient is the mean's here as well.
     """
     with GlobalBatch(z_a, z_b, group, reference_world_size) as batch:
-        similarity = batch.sum(F.cosine_similarity(batch.a, batch.b).sum())
+        similarity = batch.sum(cosines(batch.a, batch.b).sum())
         return batch.terms(-similarity, torch.zeros_like(similarity))
 
 

@@ -5,6 +5,8 @@ Barlow Twins itself takes the fused path (`kernels.py`); what it is compared wit
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -15,6 +17,7 @@ from vissl_barlow.loss.form import resolve_form
 from vissl_barlow.loss.kernels import Normalize, compute_dtype
 from vissl_barlow.loss.terms import (
     LossTerms,
+    check_embeddings,
     check_reference_world_size,
     check_weight,
     checked_batch_sizes,
@@ -31,8 +34,28 @@ def normalize(z: Tensor, *, eps: float = 1e-5, group: ProcessGroup | None = None
     Raises:
         ValueError: as `barlow_twins_loss`.
     """
+    check_embeddings(z=z)
     sizes = checked_batch_sizes(z, z, eps, group)
     return Normalize.apply(z, eps, sizes, group)
+
+
+def cosines(x: Tensor, y: Tensor) -> Tensor:
+    """The cosine (N,) of each row of x with that of y, (N, D).
+
+    As `F.cosine_similarity`, which takes rows whose squared length their dtype does not hold for
+    orthogonal; here their cosine is NaN.
+    """
+    return (x * y).sum(1) / _row_lengths(x, 1e-8) / _row_lengths(y, 1e-8)
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """The rows of x (N, D) with length 1; as `F.normalize`, but NaN for such rows, not 0."""
+    return x / _row_lengths(x, 1e-12)[:, None]
+
+
+def _row_lengths(x: Tensor, at_least: float) -> Tensor:
+    lengths = torch.linalg.vector_norm(x, dim=1)
+    return lengths.where(lengths.isfinite(), math.nan).clamp(min=at_least)
 
 
 class GlobalBatch:

@@ -43,6 +43,7 @@ For the other view A and B swap, and C is transposed. `gradient_scale` multiplie
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ class Normalize(torch.autograd.Function):
         n = sum(sizes)
         x = torch.empty_like(z, dtype=compute_dtype(z))
         (shift,), (deviation,) = _centre_into(x[None], [z], sizes, group)
-        inv_std = torch.rsqrt(deviation / n + eps)
+        inv_std = representable(deviation / n + eps).rsqrt_()
         x.add_(shift).mul_(inv_std)
         ctx.save_for_backward(x, inv_std)
         ctx.n, ctx.group, ctx.dtype = n, group, z.dtype
@@ -213,6 +214,18 @@ def compute_dtype(*views: Tensor) -> torch.dtype:
     return functools.reduce(torch.promote_types, [z.dtype for z in views], torch.float32)
 
 
+def representable(square: Tensor) -> Tensor:
+    """Sums of squares, NaN in place of those that their dtype does not hold.
+
+    In float32, those above 3e38 (embeddings of 1e19), whose inverse would pass for 0, and below 1e-31
+    (embeddings of 1e-16 and an eps of 0), which have lost digits. A loss of such embeddings is NaN, in
+    every form.
+    """
+    limits = torch.finfo(square.dtype)
+    held = (square >= limits.tiny / limits.eps) & (square <= limits.max)
+    return square.where(held, math.nan)
+
+
 class _NormalizedViews(NamedTuple):
     """Two normalised views and what both terms take from them; the names are the module's."""
 
@@ -230,8 +243,7 @@ def _normalize_views(z_a: Tensor, z_b: Tensor, options: TermsOptions) -> _Normal
     n, eps = sum(options.sizes), options.eps
     views = z_a.new_empty((2, *z_a.shape), dtype=compute_dtype(z_a, z_b))
     shift, deviation = _centre_into(views, (z_a, z_b), options.sizes, options.group)
-    factor_square = (deviation + n * eps).reciprocal_()
-    factor = factor_square.sqrt()
+    factor = representable(deviation + n * eps).rsqrt_()
     shift.mul_(factor)
 
     def squared_distances() -> Iterator[Tensor]:
@@ -244,9 +256,10 @@ def _normalize_views(z_a: Tensor, z_b: Tensor, options: TermsOptions) -> _Normal
             yield mse_loss(a, b, reduction="none").sum(0)
 
     half_squared_distance = all_reduce_sum_(_sum(squared_distances()), options.group).div_(2)
-    squared_length = deviation.mul_(factor_square)
+    # The factor twice, not its square, which may vanish where neither it nor the result does.
+    squared_length = deviation.mul_(factor).mul_(factor)
     diagonal = squared_length.mean((0, 1)).sub_(half_squared_distance)
-    one_minus_diagonal = half_squared_distance.add_(factor_square.mean((0, 1)), alpha=n * eps)
+    one_minus_diagonal = half_squared_distance.add_(factor.square().mean((0, 1)), alpha=n * eps)
     return _NormalizedViews(views, factor, diagonal, one_minus_diagonal)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -70,27 +71,49 @@ def check_reference_world_size(value: int) -> None:
     )
 
 
+# float8 has no arithmetic of its own.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_embeddings(**views: Tensor) -> None:
+    """Raises ValueError, with its name, for a view that is no dense floating-point matrix (rows,
+    dimensions), or is not of the first one's shape."""
+    for name, z in views.items():
+        if not isinstance(z, Tensor):
+            raise ValueError(f"{name} is a {type(z).__name__}: give a torch.Tensor")
+        if z.is_nested or z.layout != torch.strided:
+            layout = "nested" if z.is_nested else str(z.layout).removeprefix("torch.")
+            raise ValueError(f"{name} is a tensor of layout {layout}: give a dense one")
+        if z.is_meta:
+            raise ValueError(f"{name} is on the device meta, which holds no numbers")
+        if z.ndim != 2 or z.shape[1] == 0:
+            raise ValueError(
+                f"{name} has shape {tuple(z.shape)}: give a matrix of (rows, dimensions)"
+            )
+        if z.dtype not in _DTYPES:
+            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise ValueError(
+                f"{name} has dtype {z.dtype}: give floating-point embeddings ({wanted})"
+            )
+    (first, a), *others = views.items()
+    for name, z in others:
+        if z.shape != a.shape:
+            raise ValueError(
+                f"{first} has shape {tuple(a.shape)} and {name} {tuple(z.shape)}: give both views of "
+                "the same images in the same order"
+            )
+
+
 def checked_batch_sizes(
     z_a: Tensor, z_b: Tensor, eps: float, group: ProcessGroup | None
 ) -> tuple[int, ...]:
     """`distributed.batch_sizes` of two views that can be normalised along the batch.
 
     Raises:
-        ValueError: z_a and z_b are not floating-point matrices of one shape, the global batch has
-            fewer than 2 rows, or `eps` is not finite and at least 0.
+        ValueError: as `check_embeddings`, the global batch has fewer than 2 rows, or `eps` is not
+            finite and at least 0.
     """
-    for name, z in (("z_a", z_a), ("z_b", z_b)):
-        if z.ndim != 2:
-            raise ValueError(
-                f"{name} has shape {tuple(z.shape)}: give a matrix of (rows, dimensions)"
-            )
-        if not z.is_floating_point():
-            raise ValueError(f"{name} has dtype {z.dtype}: give floating-point embeddings")
-    if z_a.shape != z_b.shape:
-        raise ValueError(
-            f"z_a has shape {tuple(z_a.shape)} and z_b {tuple(z_b.shape)}: give both views of the "
-            "same images in the same order"
-        )
+    check_embeddings(z_a=z_a, z_b=z_b)
     check_weight("eps", eps, "; BatchNorm1d's is 1e-5")
     sizes = batch_sizes(z_a.shape[0], group)
     if sum(sizes) < 2:

@@ -59,7 +59,7 @@ def add_paper_weights(parser: argparse.ArgumentParser) -> None:
 
 def add_table_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     """The options of table `name`."""
-    checkpoint = "of this plugin, of the authors, of VISSL or of torchvision"
+    checkpoint = "a pretrained trunk of any format that docs/evaluation.md lists"
     parser.add_argument("--checkpoint", type=Path, help=checkpoint)
     table = load_table(name)
     if table.detects:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vissl_barlow.atomic_files import write_text_atomically
+from vissl_barlow.patient_files import read_json
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce.results import is_finished
 from vissl_barlow.stop_signals import StopSignals
@@ -154,8 +155,7 @@ def claim(folder: Path, checkpoint: str) -> None:
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
-    path = folder / STATE_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(folder / STATE_FILE, lambda value: isinstance(value, dict)) or {}
 
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:

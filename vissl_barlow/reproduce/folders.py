@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from vissl_barlow.provenance import PROVENANCE_FILE, read_provenance
+from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, read_provenance
 from vissl_barlow.run_files import FIGURE_FILE, METRICS_FILE, read_history
 
 CHECKPOINT = "checkpoint.torch"
@@ -91,7 +91,8 @@ def check_files(folder: Path, root: Path, names: Iterable[str]) -> None:
 
 
 def read_starts(folder: Path) -> tuple[dict[str, Any], ...]:
-    """The provenance of the run in `folder`, as `write_provenance` writes it.
+    """The provenance of the run in `folder`, as `write_provenance` writes it, without the starts that
+    left nothing.
 
     Raises:
         Refused: there is none, or it is of another shape.
@@ -108,7 +109,7 @@ def read_starts(folder: Path) -> tuple[dict[str, Any], ...]:
         problem = _problem(start)
         if problem:
             raise Refused(f"{PROVENANCE_FILE}, start {number}: {problem}")
-    return tuple(starts)
+    return tuple(counted_starts(starts))
 
 
 def _problem(start: object) -> str | None:
@@ -118,9 +119,9 @@ def _problem(start: object) -> str | None:
         if key not in start:
             return f"it has no {key}"
         if not fits(start[key]):
-            return f"its {key} is none"
+            return f"its {key} has another shape"
     if not _is_data(start.get("data")):
-        return "its data is none"
+        return "its data has another shape"
     return None
 
 

@@ -364,11 +364,11 @@ def has_batch(config: str) -> bool:
     return config.startswith(PRETRAIN_GROUP) or _result_file(config).kind == "accuracy"
 
 
-def _global_batch(config: Mapping[str, Any], processes: int) -> int:
+def _global_batch(resolved: Mapping[str, Any], processes: int) -> int:
     """Of a resolved config; `processes`: where the config itself does not say how many."""
-    if distributed := config.get("DISTRIBUTED"):
+    if distributed := resolved.get("DISTRIBUTED"):
         processes = distributed["NUM_NODES"] * distributed["NUM_PROC_PER_NODE"]
-    return config["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"] * processes
+    return resolved["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"] * processes
 
 
 def expected_settings(config: str, overrides: Sequence[str] = ()) -> frozenset[str]:

@@ -124,13 +124,14 @@ def test_depth_without_a_resnet(tmp_path):
 def test_global_batch_of_one(tmp_path):
     message = refusal(tmp_path, "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=1")
     assert message.startswith("config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=1: the global batch is 1")
-    # Two processes of one image each are a batch of two.
-    resolve(
-        tmp_path / "run",
-        DIGITS,
+    # Two processes of one image each are a batch of two, but not to batch normalisation.
+    two = (
         "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=1",
         "config.DISTRIBUTED.NUM_PROC_PER_NODE=2",
     )
+    assert "would see one image at a time" in refusal(tmp_path, *two)
+    synchronised = "config.MODEL.SYNC_BN_CONFIG={CONVERT_BN_TO_SYNC_BN:true,GROUP_SIZE:0}"
+    resolve(tmp_path / "run", DIGITS, *two, synchronised)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
@@ -164,8 +165,10 @@ def test_checkpoint_of_another_model(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     trunk = {"_feature_blocks.conv1.weight": torch.zeros(64, 3, 7, 7)}
-    state = {"classy_state_dict": {"base_model": {"model": {"trunk": trunk, "heads": {}}}}}
-    torch.save(state, run / "model_phase0.torch")
+    optimizer = {"optim": {"state": {}, "param_groups": []}}
+    model = {"base_model": {"model": {"trunk": trunk, "heads": {}}}, "optimizer": optimizer}
+    counters = {"phase_idx": 0, "train_phase_idx": 0, "iteration_num": 7, "iteration": 8}
+    torch.save({"classy_state_dict": model, **counters}, run / "model_phase0.torch")
     message = refusal(tmp_path)
     assert message.startswith(f"config.CHECKPOINT.DIR={run}:") and "model_phase0.torch" in message
 
@@ -246,3 +249,11 @@ def test_a_checkpoint_folder_without_a_name(tmp_path, given, remedy):
         resolve(tmp_path, DIGITS, f"config.CHECKPOINT.DIR={given.format(folder=tmp_path)}")
     assert remedy in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_clipped_gradients_under_a_loss_scale(tmp_path):
+    clip = ("config.MODEL.GRAD_CLIP.USE_GRAD_CLIP=true", "config.MODEL.AMP_PARAMS.USE_AMP=true")
+    resolve(tmp_path, DIGITS, *clip)  # bfloat16 has no scale
+    on_gpu = ("config.BARLOW.AMP_DTYPE=float16", "config.MACHINE.DEVICE=gpu")
+    with pytest.raises(ConfigError, match="VISSL clips before the float16 loss scale is taken out"):
+        resolve(tmp_path, DIGITS, *clip, *on_gpu, "config.SLURM.USE_SLURM=true")

@@ -28,6 +28,13 @@ def test_a_trunk_says_its_keys_and_the_dimensions_of_its_representations(tmp_pat
         def representation_dim(options) -> int:
             return 2 * options.WIDTH
 
+        def __init__(self, model_config, model_name):
+            super().__init__()
+            self.linear = nn.Linear(3 * 32 * 32, 2 * model_config.TRUNK.PLAIN.WIDTH)
+
+        def forward(self, images, out_feat_keys):
+            return [self.linear(images.flatten(1))]
+
     monkeypatch.setitem(MODEL_TRUNKS_REGISTRY, "plain", Plain)
     trunk = ("config.MODEL.TRUNK.NAME=plain", "+config.MODEL.TRUNK.PLAIN.WIDTH=64")
     head = "config.MODEL.HEAD.PARAMS=[[barlow_projector,{in_dim:128,dims:[512]}]]"

@@ -118,6 +118,10 @@ def test_a_rate_and_its_base_may_be_typed_together(configs):
     assert refusals(configs[DIGITS], command) == []
 
 
+def test_what_holds_anyway_may_be_typed(configs):
+    assert refusals(configs[DIGITS], ["config.OPTIMIZER.nesterov=false"]) == []
+
+
 def test_a_runs_check_asks_for_them(tmp_path):
     with pytest.raises(ConfigError, match=r"RESNETS\.GROUPS=2: would not be read"):
         resolve(tmp_path, DIGITS, "config.MODEL.TRUNK.RESNETS.GROUPS=2")

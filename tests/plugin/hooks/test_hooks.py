@@ -1,5 +1,6 @@
 """Which hooks a run has, when each of them acts, and where the monitor's numbers go."""
 
+import contextlib
 import io
 import json
 import logging
@@ -12,6 +13,7 @@ import pytest
 import torch
 from classy_vision.hooks.classy_hook import ClassyHook
 from rich.console import Console
+from small_disks import full, small_disk
 from vissl_runs import resolve
 
 import vissl_barlow
@@ -179,6 +181,38 @@ def test_the_probe_is_taken_every_so_many_epochs(
     path = tmp_path / "barlow_probe.json"
     results = json.loads(path.read_text()) if path.exists() else None
     assert results == ({"probe": "linear", f"epoch {epoch}": 0.5} if probed else None)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "inodes"])
+def test_a_probe_on_a_full_disk_is_kept_and_written_when_it_can_be(kind, tmp_path, monkeypatch):
+    from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
+
+    monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda _, task: task.train_phase_idx / 10)
+    hook = BarlowProbe("linear", 1, neighbours=5)
+    with small_disk(tmp_path / "disk", megabytes=1) as hook.folder:
+        for epoch in (1, 2, 3):
+            with full(hook.folder, kind) if epoch < 3 else contextlib.nullcontext():
+                hook.on_phase_end(
+                    SimpleNamespace(train=True, train_phase_idx=epoch - 1, num_train_phases=9)
+                )
+        results = json.loads((hook.folder / "barlow_probe.json").read_text())
+    assert results == {"probe": "linear", "epoch 1": 0.0, "epoch 2": 0.1, "epoch 3": 0.2}
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"pixels": "many"}', '{"probe": 1}', '{"pix'])
+def test_a_damaged_probe_is_set_aside(content, tmp_path, monkeypatch):
+    from vissl_barlow.vissl_plugin.hooks.probe import CORRELATION_FILE, BarlowProbe
+
+    monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda *_: 0.5)
+    hook = BarlowProbe("linear", 1, neighbours=5)
+    hook.folder = tmp_path
+    (tmp_path / "barlow_probe.json").write_text(content)
+    hook.on_phase_end(SimpleNamespace(train=True, train_phase_idx=0, num_train_phases=9))
+    assert json.loads((tmp_path / "barlow_probe.json").read_text())["epoch 1"] == 0.5
+    assert (tmp_path / "barlow_probe.json.damaged1").read_text() == content
+    (tmp_path / CORRELATION_FILE).write_text(content)
+    assert hook._correlation_before() is None
+    assert (tmp_path / f"{CORRELATION_FILE}.damaged1").read_text() == content
 
 
 ENTRY = {

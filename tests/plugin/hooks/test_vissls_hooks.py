@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small_disks import full, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 from vissl_runs import resolve, run_engines, succeeded
@@ -15,8 +16,10 @@ import vissl_barlow
 
 vissl_barlow.register()
 
+from vissl_barlow.patient_files import append  # noqa: E402
 from vissl_barlow.vissl_plugin.hooks import barlow_hooks  # noqa: E402
 from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook  # noqa: E402
+from vissl_barlow.vissl_plugin.hooks.outputs import TensorBoard  # noqa: E402
 from vissl_barlow.vissl_plugin.hooks.tensorboard import BarlowTensorboardHook  # noqa: E402
 
 DIGITS = "pretrain/vissl_barlow/digits_quickstart"
@@ -60,6 +63,28 @@ def test_tensorboard_logs_one_learning_rate_or_several(tmp_path, rates, expected
     for suffix, rate in expected.items():
         assert logged[f"Training/Learning_rate{suffix}"] == pytest.approx([rate])
     assert optimizer.options_view is view
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_goes_on_in_another_file_when_the_disk_has_room(tmp_path, caplog):
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        task = SimpleNamespace(iteration=1, train=True, config={"LOG_FREQUENCY": 1})
+        hook = BarlowTensorboardHook.replacing(BarlowTensorboardHook(SummaryWriter(disk)))
+        output = TensorBoard(hook.tb_writer)
+        output.write(task, {"iteration": 0, "loss": 1.0})
+        hook.tb_writer.flush()
+        with full(disk, "bytes"):
+            for step in range(1, 50):
+                append(disk / "barlow.jsonl", f"{step}\n")
+                output.write(task, {"iteration": step, "loss": 1.0})
+                hook.tb_writer.flush()
+        append(disk / "barlow.jsonl", "50\n")
+        output.write(task, {"iteration": 50, "loss": 2.0})
+        hook.tb_writer.close()
+        assert caplog.text.count("numbers for TensorBoard not written") == 1
+        assert len(list(disk.glob("events*"))) == 2
+        losses = tags(disk)["Barlow/loss"]
+        assert (losses[0], losses[-1]) == (1.0, 2.0)
 
 
 def test_tensorboard_and_the_profiler_run_where_they_are_told_to(tmp_path):

@@ -26,6 +26,17 @@ def write_features(folder, split, features, targets) -> None:
         np.save(folder / f"rank0_chunk0_{split}_res5avg_{kind}.npy", array)
 
 
+def configured(folder, **options) -> AttrDict:
+    return AttrDict(
+        {
+            "CHECKPOINT": {"DIR": str(folder)},
+            "DISTRIBUTED": {"NUM_NODES": 1},
+            "MACHINE": {"DEVICE": "cpu"},
+            "NEAREST_NEIGHBOR": {"SIGMA": 0.3, "L2_NORM_FEATS": True, **options},
+        }
+    )
+
+
 @pytest.mark.parametrize(
     ("classes", "train", "test", "neighbours", "normalised"),
     [(3, 40, 17, 5, True), (12, 500, 450, 20, False), (8, 30, 9, 200, True)],
@@ -36,14 +47,7 @@ def test_nearest_neighbours_of_any_number(tmp_path, classes, train, test, neighb
     y, answers = np.arange(train) % classes, generator.integers(classes, size=test)
     write_features(tmp_path, "train", x, y)
     write_features(tmp_path, "test", queries, answers)
-    config = AttrDict(
-        {
-            "CHECKPOINT": {"DIR": str(tmp_path)},
-            "DISTRIBUTED": {"NUM_NODES": 1},
-            "MACHINE": {"DEVICE": "cpu"},
-            "NEAREST_NEIGHBOR": {"SIGMA": 0.3, "TOPK": neighbours, "L2_NORM_FEATS": normalised},
-        }
-    )
+    config = configured(tmp_path, TOPK=neighbours, L2_NORM_FEATS=normalised)
     top_1, top_5 = nearest_neighbor_test(config, "res5avg")
     if normalised:
         x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -58,3 +62,17 @@ def test_nearest_neighbours_of_any_number(tmp_path, classes, train, test, neighb
         right += [answer == ranking[0], answer in ranking[:5]]
     assert (top_1, top_5) == pytest.approx(100 * right / test, abs=FLOAT32)
     assert json.loads((tmp_path / "knn_res5avg.json").read_text())["top_1"] == top_1
+
+
+@pytest.mark.parametrize(("labels", "top_1"), [([9, 2, 9, 2], 75.0), ([4, 4, 4, 4], 100.0)])
+def test_numbers_of_classes_with_gaps_one_class_and_more_neighbours_than_images(
+    tmp_path, labels, top_1
+):
+    corners = np.array([[1.0, 0], [0, 1], [-1, 0], [0, -1]])
+    write_features(tmp_path, "train", corners, np.array(labels))
+    # The last image is where the others of its class are not.
+    queries, answers = np.vstack([corners[:3] + 0.1, corners[:1]]), np.array(labels)
+    write_features(tmp_path, "test", queries, answers)
+    found = nearest_neighbor_test(configured(tmp_path, TOPK=200, SIGMA=0.01), "res5avg")
+    assert found == (top_1, 100.0)
+    assert json.loads((tmp_path / "knn_res5avg.json").read_text())["neighbours"] == 4

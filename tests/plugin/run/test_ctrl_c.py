@@ -2,11 +2,9 @@
 
 import os
 import signal
-import time
-from pathlib import Path
 
 import pytest
-from forked_runs import STEPS_PER_EPOCH, TIME_LIMIT, TWO_PROCESSES, Run
+from forked_runs import STEPS_PER_EPOCH, TWO_PROCESSES, is_gone
 from interrupted_runs import EPOCHS, checkpoints, last_line
 
 from vissl_barlow.vissl_plugin.errors import ConfigError
@@ -84,28 +82,14 @@ process.join()
 """
 
 
-def wait_until(happened, run: Run) -> None:
-    deadline = time.monotonic() + TIME_LIMIT
-    while not happened():
-        assert time.monotonic() < deadline, run.output[-5000:]
-        time.sleep(0.01)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 @PROCESSES
 def test_twice_ends_every_process_at_once(server, tmp_path, processes):
     run = server.start(tmp_path, *processes, prepare=ENDLESS_STEP)
     ranks = 2 if processes else 1
-    wait_until(lambda: len(list(tmp_path.glob("in_step_3_*"))) == ranks, run)
+    run.wait_until(lambda: len(list(tmp_path.glob("in_step_3_*"))) == ranks)
     started = run.ranks()
     run.send_to_all(signal.SIGINT)
-    wait_until(lambda: "once more stops at once" in run.output, run)
+    run.wait_until(lambda: "once more stops at once" in run.output)
     with pytest.raises(ConfigError, match="another run is writing there"):
         lock(tmp_path)
     run.send_to_all(signal.SIGINT)
@@ -150,7 +134,7 @@ def test_without_their_launcher_processes_write_nothing_more(server, tmp_path):
     ranks = run.ranks()
     run.send(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
-    wait_until(lambda: all(map(is_gone, ranks)), run)
+    run.wait_until(lambda: all(map(is_gone, ranks)))
     assert not checkpoints(tmp_path)  # the lock is gone: another run may be writing there
 
 
@@ -159,10 +143,10 @@ def test_without_their_launcher_processes_write_nothing_more(server, tmp_path):
 )
 def test_svms_are_not_trained_without_their_tool(server, tmp_path, number, status):
     run = server.start(tmp_path, prepare=SVM_TOOL)
-    wait_until((tmp_path / "training").exists, run)
+    run.wait_until((tmp_path / "training").exists)
     run.send(number)
     assert run.wait() == status, run.output[-3000:]
-    wait_until(lambda: is_gone(int((tmp_path / "training").read_text())), run)
+    run.wait_until(lambda: is_gone(int((tmp_path / "training").read_text())))
     assert "Traceback" not in run.output
 
 

@@ -1,7 +1,11 @@
-"""A full disk costs a checkpoint or a line of a log, not the run."""
+"""A full disk costs a checkpoint, not the run."""
 
+import json
+
+import pytest
 from forked_runs import STEPS_PER_EPOCH
-from interrupted_runs import EPOCHS, SHORT, assert_same_end, checkpoints, final_state
+from interrupted_runs import EPOCHS, SHORT, assert_same_end, at_steps, checkpoints, final_state
+from small_disks import FILL, small_disk
 
 # From the checkpoint with number FIRST on, four in a row do not fit; the small records do.
 FULL_DISK = """
@@ -17,6 +21,34 @@ def full(descriptor):
     return sync(descriptor)
 os.fsync = full
 """
+
+
+@pytest.mark.parametrize("kind", ["bytes", "inodes"])
+def test_a_disk_that_is_full_over_the_end_of_an_epoch_costs_nothing(
+    kind, server, uninterrupted, tmp_path
+):
+    """From step 10 to step 20, in the folder that the output goes to as well."""
+    prepare = f"{FILL}\nfirst = lambda: fill({kind!r})\nsecond = free\n{at_steps(10, 20)}"
+    with small_disk(tmp_path / "run") as folder:
+        server.finish(folder, *SHORT, prepare=prepare)
+        assert_same_end(folder, uninterrupted[1])
+        assert_whole_logs(folder)
+        assert checkpoints(folder) >= {"model_iteration21.torch", "model_iteration24.torch"}
+        assert "iter: 20" in (folder / "log.txt").read_text()
+        assert not list(folder.glob(".unfinished-*"))
+
+
+def assert_whole_logs(folder) -> None:
+    """Of all steps of `SHORT`, in one start."""
+    steps = range(1, EPOCHS * STEPS_PER_EPOCH + 1)
+    logged = [json.loads(line) for line in (folder / "barlow.jsonl").read_text().splitlines()]
+    assert [entry["iteration"] for entry in logged] == list(steps)
+    logged = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert [entry["iteration"] for entry in logged] == [8, 16, 24]
+    logged = [json.loads(line) for line in (folder / "stdout.json").read_text().splitlines()]
+    assert [entry["iter"] for entry in logged] == list(range(24))
+    (start,) = json.loads((folder / "barlow_run.json").read_text())
+    assert start["hours"] > 0
 
 
 def test_a_full_disk_is_reported_and_training_goes_on(server, uninterrupted, tmp_path):

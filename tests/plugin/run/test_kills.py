@@ -37,8 +37,8 @@ PLACES = {
         "import torch; on_call(torch, 'save', NUMBER, lambda state, file: (file.write(b'PK'), "
         "file.flush()))"
     ),
-    # Two calls before it: the record of the start, and its folder.
-    "checkpoint on its way to the disk": "on_call(os, 'fsync', 2 + NUMBER)",
+    # Four calls before it: the config, the record of the start, and their folder after each.
+    "checkpoint on its way to the disk": "on_call(os, 'fsync', 4 + NUMBER)",
     "checkpoint about to get its name": "on_call(os, 'replace', NUMBER)",
     "link about to be made": "on_call(os, 'symlink', NUMBER)",
     "old checkpoint about to go": "import pathlib; on_call(pathlib.Path, 'unlink', NUMBER)",

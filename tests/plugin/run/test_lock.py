@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from small_disks import full, small_disk
 
 from vissl_barlow.stop_signals import STOP_SIGNALS, StopSignals
 from vissl_barlow.vissl_plugin.errors import ConfigError
@@ -49,11 +50,25 @@ def test_the_folder_is_this_processs_until_it_gives_it_back(tmp_path):
     assert other(tmp_path) == ""
 
 
-def test_a_holder_that_has_not_written_its_name_yet(tmp_path):
-    with (tmp_path / LOCK_FILE).open("w") as file:
+@pytest.mark.parametrize("content", ["", "[1]", '{"pid": 1}', "1", "[" * 1000])
+def test_a_holder_that_has_not_written_its_name_yet(content, tmp_path):
+    (tmp_path / LOCK_FILE).write_text(content)
+    with (tmp_path / LOCK_FILE).open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="which has only just started"):
             lock(tmp_path)
+
+
+def test_on_a_full_disk_it_is_taken_without_a_name_or_refused(tmp_path, caplog):
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        with full(disk, "bytes"):
+            lock(disk)
+            assert "the name of this run is not written" in caplog.text
+            assert "which has only just started" in other(disk)
+        unlock()
+        (disk / LOCK_FILE).unlink()
+        with full(disk, "inodes"), pytest.raises(ConfigError, match="No space left on device"):
+            lock(disk)
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EIO])

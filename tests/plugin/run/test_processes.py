@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,36 @@ def test_a_dead_process_ends_the_others_and_is_named(server, uninterrupted, tmp_
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
     server.finish(tmp_path, *command)
     assert_same_end(tmp_path, uninterrupted[2])
+
+
+@pytest.mark.parametrize("way", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_lost_node_is_named_by_the_ranks_it_may_be(server, tmp_path, way):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = (
+        "config.DISTRIBUTED.NUM_NODES=2",
+        f"config.DISTRIBUTED.RUN_ID=localhost:{port}",
+        "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=4",
+        f"config.CHECKPOINT.DIR={tmp_path / 'run'}",
+        "config.BARLOW.TIMEOUT_MINUTES=0.05",
+        "config.OPTIMIZER.num_epochs=1000",
+        SHORT_GRACE,
+    )
+    # How VISSL's launcher learns which node it is on, in a SLURM job.
+    name = {"SLURM_STEP_NODELIST": "node[0-1]", "SLURMD_NODENAME": "node"}
+    first, second = (
+        server.start(tmp_path / folder, *command, **name, SLURM_NODEID=node)
+        for node, folder in (("0", "run"), ("1", "other"))
+    )
+    first.wait_for_steps(3)
+    second.send_to_all(way)
+    assert first.wait() == 1
+    if way == signal.SIGSTOP:
+        second.send_to_all(signal.SIGKILL)
+    second.wait()
+    lost = "lost its connection to a process of another node, one of rank 1; "
+    assert lost in first.output, first.output[-3000:]
 
 
 def test_a_second_run_in_the_folder_refuses_and_names_the_first(server, tmp_path):

@@ -8,12 +8,17 @@ import sys
 
 from vissl.utils import hydra_config
 
+from vissl_barlow.patient_files import FolderGone
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.checks.data import check_data_keys, name_digits
+from vissl_barlow.vissl_plugin.checks.dry_run import (
+    check_batch_norm,
+    check_last_batch,
+    check_passes,
+)
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
-    check_features,
     check_weights,
     classifier_outputs,
 )
@@ -31,6 +36,7 @@ from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_mod
 from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
     check_checkpoints,
+    check_clipping,
     check_schedule,
     check_test_views,
 )
@@ -99,9 +105,10 @@ def check(cfg, engine_name: str = "train") -> None:
         with refusals:
             check_one(cfg)
     splits = []
-    if engine_name == "train" and not cfg.TEST_ONLY:
+    trains = engine_name == "train" and not cfg.TEST_ONLY
+    if trains:
         splits.append("TRAIN")
-        for check_one in (check_batch, check_schedule, settle_probe):
+        for check_one in (check_batch, check_schedule, check_clipping, settle_probe):
             with refusals:
                 check_one(cfg)
     if cfg.TEST_MODEL or probes(cfg) or cfg.TEST_ONLY or engine_name != "train":
@@ -118,9 +125,12 @@ def check(cfg, engine_name: str = "train") -> None:
         check_unread(cfg, splits)
     with refusals:
         check_model(cfg)
+        check_passes(cfg, splits)
+        if trains:
+            with refusals:
+                check_batch_norm(cfg)
         if classes is not None:
             check_classifier(cfg)
-        check_features(cfg)
         check_weights(cfg)
     refusals.raise_all()
     for split in splits:  # of images that are there, and can be read
@@ -128,6 +138,9 @@ def check(cfg, engine_name: str = "train") -> None:
             check_number(cfg, split)
     with refusals:
         check_test_views(cfg)
+    if trains:
+        with refusals:
+            check_last_batch(cfg)
     refusals.raise_all()
     check_checkpoints(cfg)
 
@@ -136,7 +149,7 @@ def _lines(error: BaseException) -> list[str]:
     """What to print of an error that is the user's to mend; empty for any other."""
     if isinstance(error, ConfigErrors):
         return [str(single) for single in error.errors]
-    if isinstance(error, ConfigError | RankFailed):
+    if isinstance(error, ConfigError | RankFailed | FolderGone):
         return [str(error)]
     name = type(error).__name__  # hydra need not be imported to get here
     line = unknown_config(error) if name == "MissingConfigException" else None

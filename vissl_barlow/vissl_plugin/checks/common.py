@@ -1,17 +1,22 @@
 """What several checks need."""
 
+import copy
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import vissl.config
 from omegaconf import OmegaConf
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from vissl.data.dataset_catalog import VisslDatasetCatalog
 from vissl.models import build_model
+from vissl.models.trunks import MODEL_TRUNKS_REGISTRY, get_model_trunk
 
-from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors
+from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, near_names
 
 
 class Refusals:
@@ -72,10 +77,66 @@ def named_heads(cfg) -> list[tuple[str, dict]]:
 
 
 def model_on_meta(cfg):
-    """The model `cfg` would train, without memory or values: for names and shapes."""
-    cfg.MODEL["_MODEL_INIT_SEED"] = cfg.MODEL.get("_MODEL_INIT_SEED", cfg.SEED_VALUE)
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        return build_model(cfg.MODEL, cfg.OPTIMIZER)
+    """The model `cfg` would train, without memory or values: for names and shapes.
+
+    Raises:
+        ConfigError: it cannot be built; says why.
+    """
+    try:
+        # What a hook returns takes the parameter's place; torch's annotation says it returns nothing.
+        hook = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]
+        try:
+            model = _built(cfg, build_model)
+        finally:
+            hook.remove()
+    except Exception:
+        # A trunk may look at its own weights.
+        try:
+            model = _built(cfg, build_model)
+        except Exception as error:
+            raise _unbuildable(cfg, error) from error
+    return model.to("meta")
+
+
+def _to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    """Parameters alone: trunks of VISSL's read values of other tensors while they are built."""
+    if parameter is None:
+        return None
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+
+def _built(cfg, build: Callable):
+    settings = copy.deepcopy(cfg.MODEL)  # some trunks of VISSL's change what they read
+    settings.setdefault("_MODEL_INIT_SEED", cfg.SEED_VALUE)
+    with torch.random.fork_rng(devices=[]):
+        return build(settings, cfg.OPTIMIZER)
+
+
+def _unbuildable(cfg, error: Exception) -> ConfigError:
+    name = cfg.MODEL.TRUNK.NAME
+    if name not in MODEL_TRUNKS_REGISTRY:
+        trunks = near_names(name, MODEL_TRUNKS_REGISTRY)
+        return ConfigError("MODEL.TRUNK.NAME", name, f"VISSL has no such trunk; {trunks}")
+    try:
+        _built(cfg, lambda settings, _: get_model_trunk(name)(settings, name))
+    except Exception as of_trunk:
+        return ConfigError(
+            "MODEL.TRUNK.NAME",
+            name,
+            f"this trunk cannot be built here ({reason(of_trunk)}); mend that, or its section of "
+            "config.MODEL.TRUNK, or choose another trunk (docs/pretraining.md)",
+        )
+    return ConfigError(
+        "MODEL.HEAD.PARAMS",
+        cfg.MODEL.HEAD.PARAMS,
+        f"these heads cannot be built on the trunk ({reason(error)}); mend their options",
+    )
+
+
+def reason(error: Exception) -> str:
+    """An error of another library's in a few words, on one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def data_path(cfg, split: str, paths: str, index: int) -> str | None:

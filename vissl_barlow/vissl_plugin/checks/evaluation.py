@@ -2,7 +2,6 @@
 
 import logging
 
-import torch
 from classy_vision.optim.param_scheduler import build_param_scheduler
 from vissl.utils import checkpoint as vissl_checkpoint
 from vissl.utils.io import is_url
@@ -48,35 +47,6 @@ def check_classifier(cfg) -> None:
 def _waits_for_a_job(cfg) -> bool:
     """Whether this submits a job that begins after another one, which may leave the weights."""
     return cfg.SLURM.USE_SLURM and "dependency" in cfg.SLURM.ADDITIONAL_PARAMETERS
-
-
-def check_features(cfg) -> None:
-    """Raises ConfigError unless what pools the features, and the heads on them, fit the images."""
-    settings = cfg.MODEL.FEATURE_EVAL_SETTINGS
-    pooling = settings.LINEAR_EVAL_FEAT_POOL_OPS_MAP
-    if not settings.EVAL_MODE_ON or all(operation == "Identity" for _, (operation, _) in pooling):
-        return
-    model = model_on_meta(cfg).eval()
-    for size in {*_image_size(cfg, "TRAIN"), *_image_size(cfg, "TEST")}:
-        images = torch.empty(2, 3, *size, device="meta")
-        try:
-            features = model.trunk(images, [layer for layer, _ in pooling])
-            for head, feature in zip(model.heads, features):
-                head(feature)
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(
-                "MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP",
-                pooling,
-                f"does not fit images of {size[0]} x {size[1]} pixels ({str(error).splitlines()[0]}); "
-                "give images of 224 x 224, or take the trunk's output, [[res5avg,[Identity,[]]]], with "
-                "a classifier of as many inputs",
-            ) from None
-
-
-def _image_size(cfg, split: str) -> list[tuple[int, int]]:
-    """Height and width after the last transform that sets them, in a list; empty if none does."""
-    sizes = [each["size"] for each in cfg.DATA[split].TRANSFORMS if "size" in each]
-    return [tuple(size) if isinstance(size, list) else (size, size) for size in sizes[-1:]]
 
 
 def check_weights(cfg) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from classy_vision.meters import METER_REGISTRY
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals
-from vissl_barlow.vissl_plugin.checks.tools import labels_in_use
+from vissl_barlow.vissl_plugin.checks.tools import labels_in_use, unfit_labels
 from vissl_barlow.vissl_plugin.errors import ConfigError, near_names
 
 MEAN_AP = "mean_ap_list_meter"
@@ -63,17 +63,14 @@ def _check_outputs(cfg, name: str, outputs: int | None) -> None:
 
 
 def _check_labels(cfg, split: str, name: str, labels: np.ndarray) -> None:
-    section = cfg.DATA[split]
-    paths = "LABEL_PATHS" if "disk_filelist" in section.LABEL_SOURCES else "DATA_PATHS"
-    key, value = f"DATA.{split}.{paths}", section[paths]
     if name == MEAN_AP and (labels.ndim != 2 or not np.isin(labels, (-1, 0, 1)).all()):
-        raise ConfigError(
-            key,
-            value,
+        raise unfit_labels(
+            cfg,
+            split,
             f"{name} wants a column per class of 1 (present), 0 (absent) or -1 (left out); found "
             f"{labels.dtype} of shape {labels.shape}; for one class per image: accuracy_list_meter",
         )
     if name in TOP_K and labels.ndim == 2 and labels.min() < 0:
-        raise ConfigError(
-            key, value, f"{name} would count labels of -1 against the rest; use {MEAN_AP}"
+        raise unfit_labels(
+            cfg, split, f"{name} would count labels of -1 against the rest; use {MEAN_AP}"
         )

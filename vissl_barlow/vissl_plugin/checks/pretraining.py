@@ -2,6 +2,7 @@
 
 import os
 
+from classy_vision.losses import LOSS_REGISTRY
 from vissl.utils import checkpoint as vissl_checkpoint
 
 from vissl_barlow.vissl_plugin.checks.common import model_on_meta, world_size
@@ -10,13 +11,32 @@ from vissl_barlow.vissl_plugin.hooks import pretrains
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import inspect
 
 
+def correlates(cfg) -> bool:
+    """Whether the loss is one of the plugin's, of statistics over the batch."""
+    return hasattr(LOSS_REGISTRY.get(cfg.LOSS.name), "models")
+
+
 def check_batch(cfg) -> None:
+    if not correlates(cfg):
+        return
     batch = cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA * world_size(cfg)
     if batch < 2:
         raise ConfigError(
             "DATA.TRAIN.BATCHSIZE_PER_REPLICA",
             cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA,
             f"the global batch is {batch}, and a correlation over the batch needs at least 2 images",
+        )
+
+
+def check_clipping(cfg) -> None:
+    """Raises ConfigError where VISSL's hook would clip gradients while the loss scale is in."""
+    scaled = cfg.MODEL.AMP_PARAMS.USE_AMP and cfg.BARLOW.AMP_DTYPE == "float16"
+    if pretrains(cfg) and scaled and cfg.MODEL.GRAD_CLIP.USE_GRAD_CLIP:
+        raise ConfigError(
+            "MODEL.GRAD_CLIP.USE_GRAD_CLIP",
+            True,
+            "VISSL clips before the float16 loss scale is taken out, so every step would be cut down "
+            "to nothing; set it to false, or config.BARLOW.AMP_DTYPE=bfloat16",
         )
 
 

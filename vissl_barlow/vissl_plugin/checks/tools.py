@@ -65,7 +65,7 @@ def check_neighbours(cfg, train: np.ndarray, test: np.ndarray) -> None:
     for split, labels in zip(SPLITS, (train, test)):
         with refusals:
             if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
-                raise _unfit(
+                raise unfit_labels(
                     cfg,
                     split,
                     f"k-NN wants one class per image, 0, 1, ...; found {_described(labels)}; several "
@@ -74,7 +74,7 @@ def check_neighbours(cfg, train: np.ndarray, test: np.ndarray) -> None:
     refusals.raise_all()
     unknown = np.setdiff1d(test, train)
     if len(unknown):
-        raise _unfit(
+        raise unfit_labels(
             cfg,
             "TEST",
             f"{len(unknown)} classes of the test images ({listed(map(str, unknown))}) have no training "
@@ -92,7 +92,7 @@ def check_svms(cfg, train: np.ndarray, test: np.ndarray, low_shot: bool = False)
     for split, labels in zip(SPLITS, (train, test)):
         with refusals:
             if labels.ndim != 2 or not np.isin(labels, (-1, 0, 1)).all():
-                raise _unfit(
+                raise unfit_labels(
                     cfg,
                     split,
                     "SVMs want a column per class and a row per image of 1 (present), 0 (absent) or -1 "
@@ -105,7 +105,7 @@ def check_svms(cfg, train: np.ndarray, test: np.ndarray, low_shot: bool = False)
     refusals.raise_all()
     columns = train.shape[1]
     if test.shape[1] != columns:
-        raise _unfit(
+        raise unfit_labels(
             cfg, "TEST", f"{test.shape[1]} classes, and the training images have {columns}"
         )
     given = cfg.SVM.get("class_names") or []
@@ -123,7 +123,7 @@ def check_svms(cfg, train: np.ndarray, test: np.ndarray, low_shot: bool = False)
     with refusals:
         absent = [name for name, positive in zip(names, (test == 1).any(axis=0)) if not positive]
         if absent:
-            raise _unfit(
+            raise unfit_labels(
                 cfg,
                 "TEST",
                 f"no test image of {listed(absent)}: the average precision is undefined; leave the "
@@ -166,8 +166,8 @@ def _check_samples(cfg, train: np.ndarray, names: list[str]) -> None:
         )
 
 
-def _unfit(cfg, split: str, remedy: str) -> ConfigError:
-    """About the labels of a split: those of a list, or of an image folder."""
+def unfit_labels(cfg, split: str, remedy: str) -> ConfigError:
+    """The error about the labels of a split: those of a list, or of an image folder."""
     section = cfg.DATA[split]
     key = "LABEL_PATHS" if "disk_filelist" in section.LABEL_SOURCES else "DATA_PATHS"
     return ConfigError(f"DATA.{split}.{key}", section[key], remedy)

@@ -1,6 +1,7 @@
 """Keys of VISSL's that the run would not read: what the user set there would be without effect.
 
-A key is set where its value is another than VISSL's default, or where the command line names it.
+A key is set where its value is another than VISSL's default, or, of what one config leaves behind
+for the next, where the command line names it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,6 @@ from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 
 from vissl_barlow.vissl_plugin.checks.common import (
     Refusals,
-    is_typed,
     named_heads,
     typed_keys,
     vissl_defaults,
@@ -48,23 +48,31 @@ def check_unread(cfg, splits: list[str]) -> None:
 
     `splits`: those of "TRAIN" and "TEST" that the run reads.
     """
-    refusals = Refusals()
-    for key, remedy in _unread(cfg, splits, typed_keys(cfg)):
+    found = {}
+    for key, remedy in _unread(cfg, splits):
         for name, value, default in _leaves(key, *_looked_up(cfg, key)):
-            if value != default or is_typed(cfg, name):
-                with refusals:
-                    raise ConfigError(name, value, f"would not be read: {remedy}")
+            if value != default:
+                found[name] = value, remedy
+    # A base config may leave such behind: it is refused where the command line names it.
+    typed = sorted(typed_keys(cfg))
+    for key, remedy in (*_of_schedules(cfg, typed), *_of_loss(cfg, typed)):
+        found[key] = _looked_up(cfg, key)[0], remedy
+    refusals = Refusals()
+    for name, (value, remedy) in found.items():
+        with refusals:
+            raise ConfigError(name, value, f"would not be read: {remedy}")
     refusals.raise_all()
 
 
-def _unread(cfg, splits: list[str], typed: set[str]) -> Iterator[tuple[str, str]]:
+def _unread(cfg, splits: list[str]) -> Iterator[tuple[str, str]]:
     """Every key, or section, that nothing in this run reads, and what to do instead."""
     yield from _of_data(cfg, splits)
     yield from _of_model(cfg)
     yield from _of_optimizer(cfg)
-    yield from _of_schedules(cfg, typed)
-    yield from _of_loss(cfg, typed)
-    yield from _of_plugin(cfg) if not pretrains(cfg) else _of_steps(cfg)
+    for section in vissl_defaults()["LOSS"]:
+        if section not in ("name", cfg.LOSS.name):
+            yield f"LOSS.{section}", _remedy_of_loss(cfg)
+    yield from _of_steps(cfg) if pretrains(cfg) else _of_plugin(cfg)
 
 
 def _of_data(cfg, splits: list[str]) -> Iterator[tuple[str, str]]:
@@ -121,8 +129,7 @@ def _of_optimizer(cfg) -> Iterator[tuple[str, str]]:
             )
 
 
-def _of_schedules(cfg, typed: set[str]) -> Iterator[tuple[str, str]]:
-    """Of what the command line names alone: a config leaves behind what its base had."""
+def _of_schedules(cfg, typed: list[str]) -> Iterator[tuple[str, str]]:
     schedules = cfg.OPTIMIZER.param_schedulers
     for word in typed:
         schedule, _, key = word.removeprefix("OPTIMIZER.param_schedulers.").partition(".")
@@ -149,17 +156,17 @@ def _of_schedules(cfg, typed: set[str]) -> Iterator[tuple[str, str]]:
             yield word, f"{scaled}; set both, or auto_lr_scaling.auto_scale=false"
 
 
-def _of_loss(cfg, typed: set[str]) -> Iterator[tuple[str, str]]:
-    for section in cfg.LOSS:
-        if section in ("name", cfg.LOSS.name):
-            continue
-        remedy = f"config.LOSS.name={cfg.LOSS.name}; set config.LOSS.{cfg.LOSS.name}, or the name"
-        if section in vissl_defaults()["LOSS"]:
-            yield f"LOSS.{section}", remedy
-        else:
-            for word in typed:
-                if word.startswith(f"LOSS.{section}") and not word.endswith(".embedding_dim"):
-                    yield word, remedy
+def _of_loss(cfg, typed: list[str]) -> Iterator[tuple[str, str]]:
+    for word in typed:
+        section = word.removeprefix("LOSS.").partition(".")[0]
+        # `embedding_dim` is only compared with the projector's.
+        compared = word.endswith(".embedding_dim")
+        if word.startswith("LOSS.") and section not in ("name", cfg.LOSS.name) and not compared:
+            yield word, _remedy_of_loss(cfg)
+
+
+def _remedy_of_loss(cfg) -> str:
+    return f"config.LOSS.name={cfg.LOSS.name}; set config.LOSS.{cfg.LOSS.name}, or the name"
 
 
 def _of_steps(cfg) -> Iterator[tuple[str, str]]:

@@ -12,16 +12,16 @@ from vissl_barlow.sync_batch_norm import convert
 def synchronise_on_cpu(model: nn.Module, cfg) -> nn.Module:
     """What VISSL's `convert_sync_bn` does on GPUs (train_task.py:462 calls it there alone).
 
-    On one process, and on GPUs, nothing. Parameters, buffers and their names stay (see `convert`).
+    On GPUs nothing; on one process only torch's own synchronised layers, which refuse the CPU, are
+    replaced. Parameters, buffers and their names stay (see `convert`).
     """
-    if cfg.MACHINE.DEVICE == "gpu" or world_size() == 1:
+    if cfg.MACHINE.DEVICE == "gpu":
         return model
     settings = cfg.MODEL.SYNC_BN_CONFIG
-    if settings.CONVERT_BN_TO_SYNC_BN:
+    if settings.CONVERT_BN_TO_SYNC_BN and world_size() > 1:
         return convert(model, _group(settings.GROUP_SIZE, cfg.DISTRIBUTED.NUM_PROC_PER_NODE))
-    # Trunks of VISSL's (xcit) are made of torch's own, which runs on accelerators only.
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.SyncBatchNorm):
+        if isinstance(layer, nn.SyncBatchNorm):  # of VISSL's xcit
             model.set_submodule(name, convert(layer, layer.process_group))
     return model
 

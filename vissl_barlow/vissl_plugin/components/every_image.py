@@ -2,13 +2,14 @@
 
 Image i belongs to process i mod W of W. All processes test equally many batches, as collectives at
 every step need it: where the images are no multiple of W, some processes get one image more, which
-belongs to another process and which the meters leave out.
+belongs to another process and which the meters and the loss leave out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
+from classy_vision.generic.distributed_util import all_reduce_sum
 from torch.utils.data import Sampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -68,13 +69,42 @@ class MeterOfOwnImages:
     def update(self, model_output, target: torch.Tensor) -> None:
         """Outputs (N, C), or a list of them, and targets (N, ...) of a batch."""
         if not self._task.train and world_size() > 1:
-            indices = self._task.last_batch.sample["data_idx"][0]
-            own = (indices.flatten() % world_size() == dist.get_rank()).cpu()
+            own = _own_images(self._task).cpu()
             if not own.any():
                 return
-            target = target[own]
-            if isinstance(model_output, list):
-                model_output = [output[own] for output in model_output]
-            else:
-                model_output = model_output[own]
+            model_output, target = _chosen(model_output, own), target[own]
         self._meter.update(model_output, target)
+
+
+def test_loss(loss: Callable, task) -> Callable:
+    """`loss` for test phases: its mean over the images of a step of all processes, each counted once.
+
+    VISSL takes the mean of the processes' means, and of padding with it.
+
+    Args:
+        loss: of outputs (N, C), or a list of them, and targets (N, ...): the mean over N.
+        task: whose last batch is looked at.
+    """
+
+    def over_each_image_once(model_output, target: torch.Tensor) -> torch.Tensor:
+        own = _own_images(task)
+        images = own.sum()
+        all_images = int(all_reduce_sum(images.clone()))
+        if not images:
+            return torch.zeros((), device=target.device)
+        # VISSL's step divides the sum over the processes by their number.
+        weight = int(images) * world_size() / all_images
+        return loss(_chosen(model_output, own), target[own]) * weight
+
+    return over_each_image_once
+
+
+def _own_images(task) -> torch.Tensor:
+    """Which images of the batch are this process's: (N,) booleans."""
+    return task.last_batch.sample["data_idx"][0].flatten() % world_size() == dist.get_rank()
+
+
+def _chosen(model_output, chosen: torch.Tensor):
+    if isinstance(model_output, list):
+        return [output[chosen] for output in model_output]
+    return model_output[chosen]

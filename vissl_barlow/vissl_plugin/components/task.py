@@ -24,6 +24,7 @@ from vissl.trainer.train_task import SelfSupervisionTask
 from vissl.utils.checkpoint import get_checkpoint_folder
 from vissl.utils.misc import set_dataloader_seeds
 
+from vissl_barlow.distributed import world_size
 from vissl_barlow.provenance import note_left
 from vissl_barlow.stop_signals import (
     end_loader_workers_at_exit,
@@ -35,6 +36,7 @@ from vissl_barlow.vissl_plugin.components.every_image import (
     MeterOfOwnImages,
     ordered_sampler,
     own_sampler,
+    test_loss,
 )
 from vissl_barlow.vissl_plugin.components.reproducible import ReproducibleDataset
 from vissl_barlow.vissl_plugin.components.views import normalization
@@ -114,11 +116,6 @@ class BarlowTaskBase(SelfSupervisionTask):
             for split, images in self.images.items():
                 logging.info(line_of(split, images))
 
-    def prepare(self, pin_memory: bool = False):
-        prepared = super().prepare(pin_memory=pin_memory)
-        self._say_images()
-        return prepared
-
     def set_hooks(self, hooks: list):
         return super().set_hooks(barlow_hooks(hooks, self.config, self.resumes_within_epochs))
 
@@ -168,6 +165,25 @@ class BarlowTaskBase(SelfSupervisionTask):
         return self._train_sampler if split == "TRAIN" else ordered_sampler
 
     _train_sampler = staticmethod(get_sampler)
+
+    @property
+    def loss(self):
+        if self.train or world_size() == 1:
+            return super().loss
+        return test_loss(super().loss, self)
+
+    def _build_phases(self) -> list:
+        # With TEST_ONLY VISSL has a test for every epoch of the training that there is not.
+        phases = super()._build_phases()
+        return phases[:1] if self.config.TEST_ONLY else phases
+
+    def prepare(self, pin_memory: bool = False):
+        prepared = super().prepare(pin_memory=pin_memory)
+        self._say_images()
+        if self.config.TEST_ONLY:
+            # That test is of the last epoch's model, and is recorded as the one after training is.
+            self.train_phase_idx = self.num_train_phases - 1
+        return prepared
 
     def _build_meters(self) -> list:
         return [MeterOfOwnImages(meter, self) for meter in super()._build_meters()]

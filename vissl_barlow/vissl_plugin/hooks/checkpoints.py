@@ -1,12 +1,14 @@
 """VISSL's hook that saves checkpoints and metrics: neither a full disk nor a NaN costs a training."""
 
 import logging
+import os
 
 import torch
 from classy_vision.generic.distributed_util import is_primary
 from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
 from vissl.utils.checkpoint import is_checkpoint_phase
 
+from vissl_barlow.patient_files import FolderGone
 from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
 from vissl_barlow.vissl_plugin.hooks.record import note_saved
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import (
@@ -46,6 +48,8 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
                     steps_per_epoch=task.max_iteration // last,
                 )
         except OSError as error:
+            if not os.path.isdir(task.checkpoint_folder):
+                raise FolderGone(task.checkpoint_folder) from None
             if mode == "phase" and task.train_phase_idx == last - 1:
                 raise
             logging.error(

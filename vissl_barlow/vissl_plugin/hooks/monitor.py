@@ -8,6 +8,7 @@ from classy_vision.generic.distributed_util import all_reduce_sum, is_primary
 import vissl_barlow.vissl_plugin.hooks.measure as measure
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook, current_step, is_log_step
 from vissl_barlow.vissl_plugin.hooks.collapse import CollapseWarning
+from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
 from vissl_barlow.vissl_plugin.hooks.outputs import Output, outputs_of
 
 
@@ -46,7 +47,8 @@ class BarlowMonitor(BarlowHook):
         self.unreadable += (valid != 1).sum()
         self.window.data_wait += getattr(task.last_batch, "data_wait", 0.0)
         for output in self.outputs:
-            output.advance(current_step(task))
+            with tolerate_failed_logs():
+                output.advance(current_step(task))
         if is_log_step(task):
             if is_primary():
                 self._log(task)
@@ -70,7 +72,8 @@ class BarlowMonitor(BarlowHook):
         }
         self.collapse.check(entry)
         for output in self.outputs:
-            output.write(task, entry)
+            with tolerate_failed_logs():
+                output.write(task, entry)
 
     def on_phase_end(self, task) -> None:
         if not task.train:
@@ -93,4 +96,5 @@ class BarlowMonitor(BarlowHook):
 
     def _close(self) -> None:
         for output in self.outputs:
-            output.close()
+            with tolerate_failed_logs():
+                output.close()

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from vissl.hooks.tensorboard_hook import SSLTensorboardHook
 
+from vissl_barlow.patient_files import append
 from vissl_barlow.run_files import METRICS_FILE
 
 
@@ -46,12 +47,7 @@ class JsonLines(Output):
         self.path = path
 
     def write(self, task, entry: dict) -> None:
-        try:
-            # Opened for each line: what was logged survives a kill, what was not a full disk.
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            logging.error("metrics not written (%s): training goes on", error)
+        append(self.path, json.dumps(entry) + "\n")
 
 
 class TensorBoard(Output):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import json
 import logging
 import random
@@ -14,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from vissl.data import GenericSSLDataset, build_dataset
 
-from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_pretraining
+from vissl_barlow.patient_files import read_bytes, read_json, replace, set_aside
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
+from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
 
 CORRELATION_FILE = "barlow_correlation_before.npy"
 
@@ -40,17 +42,20 @@ class BarlowProbe(BarlowHook):
             return
         self.folder = Path(task.checkpoint_folder)
         self.sets = [self._labelled_images(task.config, split) for split in ("TRAIN", "TEST")]
-        if (
-            task.checkpoint is None
-        ):  # the figures there are of another run, or of a start that failed
-            (self.folder / PROBE_FILE).unlink(missing_ok=True)
+        if task.checkpoint is None:
+            # The figures there are of the run that this one replaces, or of a start that failed.
+            earlier = self.folder / PROBE_FILE
+            if earlier.is_file():
+                earlier.replace(earlier.with_suffix(".replaced.json"))
         # A resumed run no longer has the untrained trunk: it finds the figures of its first start.
-        if not (self.folder / PROBE_FILE).exists():
+        if not self._results():
             pixels = [images.flatten(1).numpy() for images, _ in self.sets]
             accuracies = {"pixels": self._accuracy(*pixels)}
             if task.iteration == 0:
                 # First: the other file says that both are there.
-                np.save(self.folder / CORRELATION_FILE, self._correlation(task))
+                content = io.BytesIO()
+                np.save(content, self._correlation(task))
+                replace(self.folder / CORRELATION_FILE, content.getvalue())
                 accuracies["untrained trunk"] = self._probe_trunk(task)
             else:
                 logging.warning(
@@ -81,27 +86,41 @@ class BarlowProbe(BarlowHook):
         shown = {name: f"{100 * results[name]:.1f}" for name in names if name in results}
         for name, accuracy in shown.items():
             table.add_row(name, f"{accuracy} %")
-        figure = self.folder / FIGURE_FILE
-        history = read_history(self.folder)
-        before = self.folder / CORRELATION_FILE
+        with tolerate_failed_logs():
+            console = Console()
+            console.print(table)
+            self._draw(task, shown)
+            console.print(f"picture: {self.folder / FIGURE_FILE}", highlight=False, soft_wrap=True)
+
+    def _draw(self, task, shown: dict[str, str]) -> None:
+        picture = io.BytesIO()
         draw_pretraining(
-            figure,
-            history,
+            picture,
+            read_history(self.folder),
             task.base_loss.options.get("lambda_", 1.0),
-            np.load(before) if before.exists() else None,
+            self._correlation_before(),
             self._correlation(task),
             f"{self.kind} probe after {task.num_epochs} epochs: "
             + ", ".join(f"{name} {accuracy}%" for name, accuracy in shown.items()),
         )
-        console = Console()
-        console.print(table)
-        console.print(f"picture: {figure}", highlight=False, soft_wrap=True)
+        replace(self.folder / FIGURE_FILE, picture.getvalue())
+
+    def _correlation_before(self) -> np.ndarray | None:
+        path = self.folder / CORRELATION_FILE
+        content = read_bytes(path)
+        try:
+            return None if content is None else np.load(io.BytesIO(content))
+        except (ValueError, EOFError) as error:
+            set_aside(path, error)
+            return None
+
+    def _results(self) -> dict:
+        """Those in the file; none where there is no file, or a damaged one, which is set aside."""
+        return read_json(self.folder / PROBE_FILE, _are_results) or {}
 
     def _write(self, accuracies: dict[str, float]) -> dict[str, float]:
-        path = self.folder / PROBE_FILE
-        results: dict = json.loads(path.read_text()) if path.exists() else {"probe": self.kind}
-        results.update(accuracies)
-        write_text_atomically(path, json.dumps(results, indent=2) + "\n")
+        results = {"probe": self.kind, **self._results(), **accuracies}
+        replace(self.folder / PROBE_FILE, json.dumps(results, indent=2) + "\n")
         return results
 
     def _labelled_images(self, config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,6 +166,13 @@ class BarlowProbe(BarlowHook):
         with np.errstate(invalid="ignore"):  # a constant dimension correlates with nothing
             correlation = np.corrcoef(z_a.T.numpy(), z_b.T.numpy())
         return np.nan_to_num(correlation[:dimensions, dimensions:])
+
+
+def _are_results(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(accuracy, str if name == "probe" else int | float)
+        for name, accuracy in value.items()
+    )
 
 
 def _dataset(config, split: str, transforms: list) -> GenericSSLDataset:

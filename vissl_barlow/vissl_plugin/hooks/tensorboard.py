@@ -1,6 +1,10 @@
 """VISSL's TensorBoard hook with one learning rate or several."""
 
+import logging
+
 from vissl.hooks.tensorboard_hook import SSLTensorboardHook
+
+from vissl_barlow.patient_files import is_waiting
 
 
 class _OneLearningRate:
@@ -14,6 +18,34 @@ class _OneLearningRate:
         return max(value) if name == "lr" and isinstance(value, list) else value
 
 
+class _PatientWriter:
+    """A SummaryWriter that goes on in another file when the disk that one was on has room again.
+
+    torch's keeps no number that it could not write; those in between are lost.
+    """
+
+    def __init__(self, writer) -> None:
+        self._writer, self._failed = writer, False
+
+    def __getattr__(self, name: str):
+        value = getattr(self._writer, name)
+        if not callable(value):
+            return value
+
+        def called(*args, **kwargs):
+            if self._failed and is_waiting():
+                return None
+            try:
+                self._failed = False
+                return value(*args, **kwargs)
+            except OSError as error:
+                logging.error("numbers for TensorBoard not written (%s): training goes on", error)
+                self._failed = True
+                self._writer.file_writer = self._writer.all_writers = None
+
+        return called
+
+
 class BarlowTensorboardHook(SSLTensorboardHook):
     """Logs each of several learning rates under a tag of its own.
 
@@ -25,7 +57,7 @@ class BarlowTensorboardHook(SSLTensorboardHook):
     def replacing(cls, hook: SSLTensorboardHook) -> "BarlowTensorboardHook":
         """With the writer and the settings of VISSL's hook."""
         return cls(
-            hook.tb_writer,
+            _PatientWriter(hook.tb_writer),
             log_params=hook.log_params,
             log_params_every_n_iterations=hook.log_params_every_n_iterations,
             log_params_gradients=hook.log_params_gradients,

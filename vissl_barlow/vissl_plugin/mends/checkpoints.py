@@ -39,7 +39,6 @@ def write_checkpoints_atomically() -> None:
 
     @wrap(vissl_checkpoint, "save_checkpoint", applies=in_barlow_run)
     def save_checkpoint(original, checkpoint_folder, state, checkpoint_file):
-        os.makedirs(checkpoint_folder, exist_ok=True)
         path = os.path.join(checkpoint_folder, checkpoint_file)
         save_atomically(state, path)
         return path

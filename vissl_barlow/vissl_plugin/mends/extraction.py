@@ -79,7 +79,7 @@ def _extract_on_cpu(trainer, output_folder: str) -> None:
             indices = torch.cat(sample["data_idx"]).tolist()
             labels = torch.cat(sample["label"]).numpy().reshape(len(indices), -1)
             outputs = trainer._flatten_features_list(task.model(torch.cat(sample["data"])))
-            for name, output in zip(names, outputs):
+            for name, output in zip(names, outputs, strict=True):
                 features[name].update(zip(indices, output.numpy()))
                 targets[name].update(zip(indices, labels))
             if 0 <= threshold <= len(features[names[0]]):

@@ -6,6 +6,7 @@ import torch
 from vissl.utils.checkpoint import get_checkpoint_folder
 from vissl.utils.misc import merge_features
 
+from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.vissl_plugin.mends.tools import tool_modules
 from vissl_barlow.vissl_plugin.wrap import of_barlow_config, wrap
 
@@ -59,8 +60,7 @@ def nearest_neighbor_test(cfg, layer_name: str = "heads") -> tuple[float, float]
         correct += torch.stack([ranked[:, 0].sum(), ranked.sum()])
     top1, top5 = (100 * correct / len(test_labels)).tolist()
     result = {"top_1": top1, "top_5": top5, "neighbours": neighbours, "images": len(test_labels)}
-    with open(f"{folder}/knn_{layer_name}.json", "w") as file:
-        json.dump(result, file, indent=2)
+    write_text_atomically(f"{folder}/knn_{layer_name}.json", json.dumps(result, indent=2))
     # The tool has closed its log by now.
     print(f"{layer_name} k-NN top-1: {top1:.2f}, top-5: {top5:.2f}", flush=True)
     return top1, top5

@@ -17,6 +17,7 @@ from vissl.utils.svm_utils import evaluate, svm_low_shot_trainer, svm_trainer
 from vissl.utils.svm_utils.svm_low_shot_trainer import SVMLowShotTrainer
 from vissl.utils.svm_utils.svm_trainer import SVMTrainer
 
+from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.paths import config_folder
 from vissl_barlow.vissl_plugin.mends.tools import tool_modules
 from vissl_barlow.vissl_plugin.wrap import Overlay, always, in_barlow_run, wrap
@@ -79,8 +80,8 @@ def report_svm_results_per_class() -> None:
         names = class_names(trainer.config, len(average_precisions))
         by_class = dict(zip(names, average_precisions, strict=True))
         mean = float(np.mean(average_precisions))
-        with open(f"{trainer.output_dir}/test_ap.json", "w") as file:
-            json.dump({"mAP": mean, "AP": by_class}, file, indent=2)
+        result = json.dumps({"mAP": mean, "AP": by_class}, indent=2)
+        write_text_atomically(f"{trainer.output_dir}/test_ap.json", result)
         for name, average_precision in by_class.items():
             print(f"{trainer.layer} AP of {name}: {100 * average_precision:.2f}")
         print(f"{trainer.layer} mAP: {100 * mean:.2f}", flush=True)

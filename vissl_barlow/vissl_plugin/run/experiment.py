@@ -18,6 +18,7 @@ from vissl.utils import checkpoint as vissl_checkpoint
 
 from vissl_barlow.atomic_files import file_state
 from vissl_barlow.experiment import IRRELEVANT_KEYS
+from vissl_barlow.patient_files import read_bytes, set_aside
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import Inspection, final_checkpoints, inspect
@@ -122,9 +123,14 @@ def _saved_experiment(saved: Inspection, folder: Path) -> dict[str, Any] | None:
     if saved.experiment is not None:
         return saved.experiment
     config = folder / "train_config.yaml"
-    if not config.exists():
+    content = read_bytes(config)
+    if content is None:
         return None
-    return experiment_of(AttrDict(yaml.safe_load(config.read_text())))
+    try:
+        return experiment_of(AttrDict(yaml.safe_load(content)))
+    except Exception as error:  # whatever a damaged file leads to
+        set_aside(config, error)
+        return None
 
 
 def _differences(there: Mapping, now: Mapping, extend: bool) -> list[tuple[str, Any, Any]]:

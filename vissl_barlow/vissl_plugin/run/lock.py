@@ -32,12 +32,20 @@ def lock(folder: Path) -> None:
     goes on.
 
     Raises:
-        ConfigError: another process has it; the message names that process.
+        ConfigError: another process has it; the message names that process. Or it has no lock file.
     """
     path = (folder / LOCK_FILE).resolve()
     if path in _locks:
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        raise ConfigError(
+            "CHECKPOINT.DIR",
+            folder,
+            f"{path.name} there, the lock of its run, cannot be opened ({error.strerror}); mend "
+            "that, or name another folder",
+        ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -60,8 +68,11 @@ def lock(folder: Path) -> None:
         "pid": os.getpid(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps(holder).encode())
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(holder).encode())
+    except OSError as error:  # the lock is there, and others are refused without a name
+        logging.warning("%s: the name of this run is not written (%s)", path, error)
     leftovers = remove_leftovers(folder)
     if leftovers:
         logging.info("%d unfinished checkpoints of a killed run removed", leftovers)
@@ -72,7 +83,7 @@ def _holder(content: str) -> str:
     try:
         holder = json.loads(content)
         return f"pid {holder['pid']} on {holder['host']}, started {holder['started']}"
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "which has only just started"
 
 

@@ -1,0 +1,204 @@
+"""Refuses a model that cannot be built, images that do not pass it, and batches too small for it.
+
+Tried on the meta device: shapes alone, without memory or values.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from vissl.data import build_dataset
+from vissl.data.ssl_transforms import get_transform
+
+from vissl_barlow.vissl_plugin.checks.common import Refusals, model_on_meta, reason, world_size
+from vissl_barlow.vissl_plugin.checks.pretraining import correlates
+from vissl_barlow.vissl_plugin.errors import ConfigError
+
+# Two images that differ in size: where the transforms leave them so, the images decide.
+_IMAGES = (Image.new("RGB", (320, 240)), Image.new("RGB", (272, 400)))
+
+
+class _OneValue(Exception):
+    """A batch normalisation in training gets one value per channel; says which."""
+
+
+class _Item(NamedTuple):
+    """What a split's transforms make of one image: how many views, and their shape (C, H, W)."""
+
+    views: int
+    shape: tuple[int, ...]
+
+
+def check_passes(cfg, splits: list[str]) -> None:
+    """Raises ConfigError unless the model can be built and images of all `splits` pass it."""
+    if cfg.MODEL.INPUT_TYPE == "lab" and _makes_two_views(cfg):
+        raise ConfigError(
+            "MODEL.INPUT_TYPE",
+            "lab",
+            "BarlowTwoViews makes RGB images, whose red the trunk would take for lightness; set it to "
+            "rgb, with a trunk that takes that",
+        )
+    try:
+        model = model_on_meta(cfg)
+    except ConfigError:
+        if cfg.SLURM.USE_SLURM and cfg.MACHINE.DEVICE == "gpu" and not torch.cuda.is_available():
+            return  # some trunks of VISSL's are built on a GPU: that of the node the job will run on
+        raise
+    refusals = Refusals()
+    for split in splits:
+        if (item := _item(cfg, split)) is not None:
+            with refusals:
+                _pass_images(cfg, split, model, item)
+    refusals.raise_all()
+
+
+def _makes_two_views(cfg) -> bool:
+    return any(transform["name"] == "BarlowTwoViews" for transform in cfg.DATA.TRAIN.TRANSFORMS)
+
+
+def check_batch_norm(cfg) -> None:
+    """Raises ConfigError if the batch is one image for a batch normalisation that needs two."""
+    batch = cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA
+    if correlates(cfg) and batch * world_size(cfg) < 2:
+        return  # `check_batch` says so
+    if _rows(cfg, batch) == 1 and (layer := _needs_two(cfg)):
+        raise ConfigError(
+            "DATA.TRAIN.BATCHSIZE_PER_REPLICA",
+            batch,
+            f"{layer} would see one image at a time, and batch normalisation in training needs two; "
+            f"set at least 2{_or_synchronise(cfg)}",
+        )
+
+
+def check_last_batch(cfg) -> None:
+    """Raises ConfigError if the last batch of an epoch is one image, where two are needed.
+
+    Lists the images, if there is anything that needs two.
+    """
+    section, processes = cfg.DATA.TRAIN, world_size(cfg)
+    batch = section.BATCHSIZE_PER_REPLICA
+    if section.DROP_LAST or _rows(cfg, batch) == 1:
+        return
+    layer = _needs_two(cfg)
+    if not layer and not correlates(cfg):
+        return
+    images = len(build_dataset(cfg, "TRAIN"))
+    own = math.ceil(images / processes)  # the sampler fills up what is missing
+    last = own % batch or min(own, batch)
+    if layer and _rows(cfg, last) == 1:
+        needing = f"batch normalisation in training ({layer})"
+    elif correlates(cfg) and last * processes == 1:
+        needing = "a correlation over the batch"
+    else:
+        return
+    on_each = f" on each of {processes} processes" if processes > 1 else ""
+    raise ConfigError(
+        "DATA.TRAIN.DROP_LAST",
+        section.DROP_LAST,
+        f"the last batch of an epoch of {images} images would be one image{on_each}, and {needing} "
+        f"needs two; set it to true, or another config.DATA.TRAIN.BATCHSIZE_PER_REPLICA than {batch} "
+        f"or config.DATA.TRAIN.DATA_LIMIT{_or_synchronise(cfg)}",
+    )
+
+
+def _rows(cfg, batch: int) -> int:
+    """Images that a batch normalisation sees where each process has `batch`, in the smallest group."""
+    settings, processes = cfg.MODEL.SYNC_BN_CONFIG, world_size(cfg)
+    if not settings.CONVERT_BN_TO_SYNC_BN:
+        return batch
+    size = settings.GROUP_SIZE if settings.GROUP_SIZE >= 0 else cfg.DISTRIBUTED.NUM_PROC_PER_NODE
+    size = min(size or processes, processes)
+    return batch * (processes % size or size)
+
+
+def _or_synchronise(cfg) -> str:
+    if world_size(cfg) == 1:
+        return ""
+    return ", or config.MODEL.SYNC_BN_CONFIG={CONVERT_BN_TO_SYNC_BN:true,GROUP_SIZE:0}"
+
+
+def _needs_two(cfg) -> str:
+    """A batch normalisation that, of a batch of one image, gets one value per channel; "" for none."""
+    item = _item(cfg, "TRAIN")
+    if item is None:
+        return ""
+    try:
+        _pass_images(cfg, "TRAIN", model_on_meta(cfg), item, rows=1)
+    except _OneValue as error:
+        return str(error)
+    return ""
+
+
+def _item(cfg, split: str) -> _Item | None:
+    """None where the images themselves decide, or where nothing can be said."""
+    shapes = set()
+    try:
+        transform = get_transform(cfg.DATA[split].TRANSFORMS)
+        for image in _IMAGES:
+            sample = {"data": [image], "data_idx": [0], "data_valid": [1], "label": [0]}
+            views = transform(sample)["data"]
+            shapes.add(_Item(len(views), tuple(views[0].shape)))
+    except Exception:
+        return None  # what is wrong with the transforms is said by `check_model`
+    return shapes.pop() if len(shapes) == 1 else None
+
+
+def _pass_images(cfg, split: str, model: nn.Module, item: _Item, rows: int = 2) -> None:
+    """Raises ConfigError if `rows` images of a split do not pass, _OneValue where that is why."""
+    model.train(split == "TRAIN")
+    pairs = split == "TRAIN" and cfg.DATA.TRAIN.COLLATE_FUNCTION == "barlow_collator"
+    images = torch.empty(rows * (1 if pairs else item.views), *item.shape, device="meta")
+    shape = " x ".join(map(str, item.shape))
+    hooks = [
+        layer.register_forward_pre_hook(_refuse_one_value(name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm)
+    ]
+    try:
+        features = _try(
+            lambda: model.get_submodule("trunk")(images, model._output_feature_names),
+            "MODEL.TRUNK.NAME",
+            cfg.MODEL.TRUNK.NAME,
+            f"images of {shape} (config.DATA.{split}.TRANSFORMS) do not pass it",
+            "change their size, its section of config.MODEL.TRUNK, or, in evaluations, the features in "
+            "config.MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP",
+        )
+        if features is None or cfg.MODEL.MULTI_INPUT_HEAD_MAPPING:
+            return
+        _try(
+            lambda: model(images.expand(2, *images.shape) if pairs else images),
+            "MODEL.HEAD.PARAMS",
+            cfg.MODEL.HEAD.PARAMS,
+            f"they do not take the trunk's features of shape "
+            f"{', '.join(' x '.join(map(str, feature.shape[1:])) for feature in features)}",
+            "set the dimensions they take to these",
+        )
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _refuse_one_value(name: str) -> Callable:
+    def refuse(layer: _BatchNorm, inputs: tuple) -> None:
+        uses_batch = layer.training or layer.running_mean is None
+        if uses_batch and inputs[0].numel() == inputs[0].shape[1]:
+            raise _OneValue(name)
+
+    return refuse
+
+
+def _try(run: Callable, key: str, value, wrong: str, remedy: str):
+    """What `run` returns; None where the meta device cannot tell."""
+    try:
+        with torch.no_grad():
+            return run()
+    except _OneValue:
+        raise
+    except Exception as error:
+        if isinstance(error, NotImplementedError) or "meta" in str(error):
+            return None
+        raise ConfigError(key, value, f"{wrong} ({reason(error)}); {remedy}") from error
