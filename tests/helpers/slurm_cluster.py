@@ -92,6 +92,10 @@ class Cluster:
         self._start(node, "slurmd", "-D", "-N", node)
         shown = ("sinfo", "--noheader", "-n", node, "-o", "%t")
         self._wait_for(node, lambda: self.run(*shown, check=False).strip() == "idle")
+        # A node that has just come back is idle before the controller gives it steps of a job: those
+        # of several nodes would all be placed on the others.
+        on_node = ("srun", "--quiet", "-w", node, "-N1", "-n1", "printenv", "SLURMD_NODENAME")
+        self._wait_for(node, lambda: self.run(*on_node, check=False).strip() == node)
 
     def kill_node(self, node: str) -> None:
         """Ends all of its processes at once."""

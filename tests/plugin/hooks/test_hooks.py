@@ -144,7 +144,7 @@ def test_a_stop_saves_a_good_state_only_and_then_leaves(state_is_good, tmp_path,
 
     hook = BarlowStop(check_finite)
     hook.signals = SimpleNamespace(received=0, leave=left.append)
-    hook.saver = SimpleNamespace(_checkpoint_model=save)
+    hook.saver = SimpleNamespace(save=save)
     task = task_at(7, checkpoint_folder=tmp_path)
     hook.on_step(task)
     hook.signals.received = signal.SIGUSR1

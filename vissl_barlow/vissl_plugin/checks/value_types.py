@@ -65,7 +65,7 @@ def check_types(cfg) -> None:
 
 def _remedy(key: str, name: str, default: Any, value: Any) -> str | None:
     """What to do about `value`, or None if it is of the default's type."""
-    if name in _FREE or default is None:
+    if name in _FREE or default is None or value == default:
         return None
     if isinstance(default, Mapping):
         fits = isinstance(value, Mapping)
@@ -109,6 +109,8 @@ def _kind(key: str, default: list) -> str:
     last = key.rpartition(".")[2]
     if key.removeprefix("MODEL.") in _LISTS or last in _LISTS:
         return "lists"
+    if default and isinstance(default[0], list | Mapping):
+        return "lists" if isinstance(default[0], list) else "sections"
     if last in _SECTIONS:
         return "sections"
     if last in _NUMBERS or (default and _is_number(default[0])):

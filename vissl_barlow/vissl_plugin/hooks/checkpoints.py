@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 import torch
 from classy_vision.generic.distributed_util import is_primary
@@ -18,7 +19,7 @@ from vissl_barlow.vissl_plugin.run.checkpoint_folder import (
 
 
 class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
-    """Saves as VISSL's hook does (vissl/hooks/log_hooks.py:371), but for three things.
+    """Saves as VISSL's hook does (vissl/hooks/log_hooks.py:371; 427 of main), but for three things.
 
     A save that fails is reported, and training goes on to the next; the last one of a training has no
     next and fails. Weights that are not finite are not saved. Of what was saved, the newest remain,
@@ -26,6 +27,20 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
     """
 
     def _checkpoint_model(self, task, mode_frequency, mode_num, mode="phase") -> None:
+        self.save(task, mode_frequency, mode_num, mode)
+
+    def checkpoint_model(self, task, world_size, mode_frequency, mode_num, mode="phase") -> None:
+        """What VISSL main calls in the place of `_checkpoint_model`."""
+        self.save(task, mode_frequency, mode_num, mode)
+
+    def save(self, task, mode_frequency: int, mode_num: int, mode: str = "phase") -> None:
+        """Saves if `mode_num`, an epoch ("phase") or a step ("iteration"), is one to save after: every
+        `mode_frequency`, and the last epoch.
+
+        Raises:
+            OSError: the final checkpoint cannot be written.
+            FolderGone: its folder has been removed.
+        """
         last = task.num_train_phases
         if not task.train or not is_checkpoint_phase(
             mode_num, mode_frequency, task.train_phase_idx, last, mode
@@ -34,7 +49,7 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
         if is_primary():
             _refuse_non_finite(task)
         try:
-            super()._checkpoint_model(task, mode_frequency, mode_num, mode)
+            self._save_as_vissl_does(task, mode_frequency, mode_num, mode)
             if is_primary():
                 note_saved(task)
                 settings = task.config.BARLOW
@@ -64,6 +79,13 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
             super()._print_and_save_meters(task, train_phase_idx)
             if task.config.TEST_ONLY:
                 note_saved(task)
+
+    def _save_as_vissl_does(self, task, mode_frequency: int, mode_num: int, mode: str) -> None:
+        theirs: Any = super()  # 0.1.6 has the first of the two, main the second
+        if hasattr(theirs, "_checkpoint_model"):
+            theirs._checkpoint_model(task, mode_frequency, mode_num, mode)
+        else:
+            theirs.checkpoint_model(task, self.world_size, mode_frequency, mode_num, mode)
 
 
 def _refuse_non_finite(task) -> None:

@@ -25,6 +25,9 @@ class BarlowLogHook(BarlowHook):
         super().__init__()
         self.hook = hook
 
+    def on_start(self, task) -> None:
+        self.hook.on_start(task)
+
     def on_update(self, task) -> None:
         with tolerate_failed_logs():
             self.hook.on_update(task)

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from classy_vision.generic.distributed_util import barrier, get_world_size, is_primary
-from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
 
 from vissl_barlow.stop_signals import StopSignals
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
+from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
 
 # Steps between a request to stop and its answer on several GPUs: reading it sooner would make every
 # step wait for the device.
@@ -31,7 +31,7 @@ class BarlowStop(BarlowHook):
         self.check_finite = check_finite
 
     def on_start(self, task) -> None:
-        (self.saver,) = (h for h in task.hooks if isinstance(h, LogLossMetricsCheckpointHook))
+        (self.saver,) = (h for h in task.hooks if isinstance(h, BarlowCheckpointHook))
         self.signals = StopSignals()
         self.pending: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
 
@@ -42,7 +42,7 @@ class BarlowStop(BarlowHook):
         if not number:
             return
         self.check_finite(task)
-        self.saver._checkpoint_model(task, 1, task.iteration, mode="iteration")
+        self.saver.save(task, 1, task.iteration, mode="iteration")
         barrier()  # nobody leaves, and so ends the others, while the primary process saves
         if is_primary():
             saved = Path(task.checkpoint_folder, f"model_iteration{task.iteration}.torch").exists()
