@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
+# A checkout of VISSL's to test with in the place of its wheel; main wants pandas and timm beside it.
+ON_SOURCE = $(if $(VISSL_SOURCE),PYTHONPATH=$(VISSL_SOURCE))
 QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart
 
 .PHONY: help install quickstart browser test soak lint bench bench-gpu slurm test-slurm test-gpu test-detection clean
@@ -47,7 +49,7 @@ browser:
 # One test process per core, one thread each: threads that wait for each other on a busy core cost
 # more than they bring.
 test: $(INSTALLED) browser
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadscope -m "not gpu and not detectron2 and not slurm" $(PYTEST_ARGS)
+	$(ON_SOURCE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadscope -m "not gpu and not detectron2 and not slurm" $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

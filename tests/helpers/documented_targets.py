@@ -85,6 +85,17 @@ def suite(place: Place, command: str) -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
+def suite_on_source(place: Place, command: str) -> None:
+    """Not run: it wants a checkout of VISSL's. The suite, with that in front of everything else."""
+    assert recipe(*command.split()[1:])[-1] == ["PYTHONPATH=CHECKOUT", *recipe("test")[-1]]
+
+
+def soak(place: Place, command: str) -> None:
+    """Not run: it takes most of an hour. The suite runs the same test, with fewer steps."""
+    words = recipe("soak")[-1]
+    assert "FAULTS_SOAK_STEPS=10000" in words and (ROOT / words[-1]).exists()
+
+
 def all_passed(place: Place, text: str) -> None:
     """The last line of this suite: what README shows of it has nothing failed and nothing skipped."""
     assert re.fullmatch(r"prints =+ 0 passed, 0 warnings in 0s \(0\) =+", text)

@@ -47,7 +47,9 @@ from documented_targets import (
     is_tested_by,
     lint,
     quickstart,
+    soak,
     suite,
+    suite_on_source,
 )
 
 from vissl_barlow.checkpoint import save_atomically
@@ -222,6 +224,8 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     REPRODUCE: runs("--help", prints="table1"),
     "make lint": lint,
     "make bench": benchmarks,
+    "make soak": soak,
+    "make test VISSL_SOURCE=CHECKOUT": suite_on_source,
     "make test-gpu": NO_GPU,
     "make test-slurm": is_run_by_the_gate,
     "make test-detection": NO_DETECTRON2,
