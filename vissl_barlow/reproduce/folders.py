@@ -187,14 +187,14 @@ def read_curves(folder: Path, keys: Iterable[str]) -> tuple[dict[str, Any], ...]
         keys: whose values must be numbers, where they are there.
 
     Raises:
-        Refused: a line is of another shape.
+        Refused: it has lines and no step, or a value that is no number.
     """
     try:
         history = read_history(folder)
     except FileNotFoundError:
         return ()
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise Refused(f"{METRICS_FILE} cannot be read: {type(error).__name__}: {error}") from error
+    if not history and (folder / METRICS_FILE).stat().st_size:
+        raise Refused(f"{METRICS_FILE} cannot be read: none of its lines is a step's")
     for entry in history:
         for key in keys:
             if key in entry and not isinstance(entry[key], int | float):
