@@ -1,5 +1,6 @@
 """What a run writes besides its checkpoints, on disks that are really full, and damaged files."""
 
+import logging
 import os
 import shutil
 import threading
@@ -17,6 +18,14 @@ from vissl_barlow.patient_files import (
     replace,
     set_aside,
 )
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """Without what an earlier test of this process left: a log of VISSL's, and what waits for it."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for name in ("_to_replace", "_to_append"):
+        monkeypatch.setattr(patient_files, name, {})
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ OTHERS = {
     "KEEP_EVERY_EPOCHS": 1,
     "EXTEND": True,
     "TIMEOUT_MINUTES": 0.5,
+    "SLURM_TIME_LIMITS": 9,
     "GRACE_SECONDS": 0.5,
     "WEIGHTS_TRUNK": "encoder_k",
     "AMP_DTYPE": "bfloat16",
