@@ -119,6 +119,22 @@ def test_a_start_that_left_no_checkpoint_binds_nobody(server, finished, tmp_path
     assert not (folder / "train_config.next.yaml").exists()
 
 
+def test_a_run_trained_anew_over_a_longer_one_is_the_only_one_there(server, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "barlow_run.lock").unlink()
+    (folder / "model_final_mine.torch.copy").touch()
+    other = (*SHORT[1:], LAMBDA)
+    anew = ("config.CHECKPOINT.AUTO_RESUME=false", "config.CHECKPOINT.OVERWRITE_EXISTING=true")
+    server.finish(folder, *other, "config.OPTIMIZER.num_epochs=2", *anew)
+    (own, mine) = sorted(path.name for path in folder.glob("model_final*"))
+    assert (own, mine) == ("model_final_checkpoint_phase1.torch", "model_final_mine.torch.copy")
+    # The final checkpoint of the run before passed for one of this experiment's, at so many epochs.
+    steps = server.finish(folder, *other, "config.OPTIMIZER.num_epochs=3", EXTEND[1]).steps()
+    assert steps[-STEPS_PER_EPOCH:] == list(range(2 * STEPS_PER_EPOCH + 1, 3 * STEPS_PER_EPOCH + 1))
+    assert steps[-STEPS_PER_EPOCH - 1] == 2 * STEPS_PER_EPOCH
+
+
 def test_more_epochs_on_demand_follow_the_longer_schedule(server, finished, tmp_path):
     """From the final checkpoint, at the rates that a run of 5 epochs has from there on."""
     server.finish(tmp_path / "long", *EXTEND)

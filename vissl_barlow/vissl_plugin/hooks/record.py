@@ -10,6 +10,10 @@ from vissl_barlow.patient_files import replace
 from vissl_barlow.provenance import note_hours, note_left, write_provenance
 from vissl_barlow.run_files import METRICS_FILE
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
+from vissl_barlow.vissl_plugin.run.checkpoint_folder import (
+    remove_replaced_checkpoints,
+    written_checkpoints,
+)
 
 # The logs of a run that every start appends to: VISSL's and the monitor's.
 _APPENDED = ("metrics.json", METRICS_FILE)
@@ -24,6 +28,8 @@ class RunRecord(BarlowHook):
             paths = [Path(task.checkpoint_folder, name) for name in _APPENDED if anew]
             # What is in them is of an earlier run, until this one has left something.
             self.earlier = {path: path.stat().st_size for path in paths if path.is_file()}
+            replaces = anew and not task.config.TEST_ONLY
+            self.replaced = written_checkpoints(task.checkpoint_folder) if replaces else {}
             record_start(task, anew)
 
     def has_left_something(self, task) -> None:
@@ -34,6 +40,9 @@ class RunRecord(BarlowHook):
             if path.is_file():
                 replace(path, path.read_bytes()[size:])
         note_left(Path(task.checkpoint_folder))
+        # A final one would pass for this run's, and a later start would resume from another.
+        weights = task.config.MODEL.WEIGHTS_INIT.PARAMS_FILE
+        remove_replaced_checkpoints(self.replaced, keep=weights)
         self.left = True
 
     def on_phase_end(self, task) -> None:

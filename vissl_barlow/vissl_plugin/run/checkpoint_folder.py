@@ -5,7 +5,7 @@ import heapq
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from vissl_barlow.checkpoint import CheckpointError, read_checkpoint
 from vissl_barlow.vissl_plugin.run.saved_state import why_not_a_runs
 
 _NAME = re.compile(r"model_(phase|iteration)(\d+)\.torch")
+_FINAL_NAME = re.compile(r"model_final_checkpoint_phase\d+\.torch")
 _KINDS = ("phase", "iteration")
 # VISSL's link to the checkpoint it wrote last.
 LINK = "checkpoint.torch"
@@ -92,6 +93,30 @@ def _finals(folder: str | os.PathLike) -> list[tuple[Inspection, Path]]:
     paths = sorted(Path(folder).glob("*model_final*.torch"))
     found = [(inspection, path) for path in paths if (inspection := inspect(path)) is not None]
     return sorted(found, key=lambda each: each[0].iteration, reverse=True)
+
+
+def written_checkpoints(folder: str | os.PathLike) -> dict[Path, tuple[int, ...]]:
+    """What runs have written to `folder`, by the names they use, and the state of each file."""
+    paths = [path for path in Path(folder).iterdir() if path.is_file()]
+    own = [p for p in paths if _NAME.fullmatch(p.name) or _FINAL_NAME.fullmatch(p.name)]
+    return {path: file_state(path) for path in own}
+
+
+def remove_replaced_checkpoints(
+    written: Mapping[Path, tuple[int, ...]], *, keep: str | os.PathLike
+) -> None:
+    """Removes the `written_checkpoints` of a run that another has replaced in its folder.
+
+    To be called when that has its own first checkpoint. What it has written over stays, and so does
+    `keep`, the weights it began with ("" for none).
+    """
+    for path, state in written.items():
+        if path.exists() and file_state(path) == state and not _is_file_at(path, keep):
+            path.unlink()
+
+
+def _is_file_at(path: Path, other: str | os.PathLike) -> bool:
+    return bool(other) and Path(other).exists() and path.samefile(other)
 
 
 def has_numbered_checkpoints(folder: str | os.PathLike) -> bool:
