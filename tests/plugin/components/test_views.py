@@ -28,8 +28,11 @@ DIGESTS = {
 def build_dataset(folder, *overrides: str, seed: int = 0):
     from vissl.data import build_dataset
 
-    limit = f"config.DATA.TRAIN.DATA_LIMIT={LIMIT}"
-    config = resolve(folder, DIGITS, f"config.SEED_VALUE={seed}", limit, *overrides)
+    limit = (
+        f"config.DATA.TRAIN.DATA_LIMIT={LIMIT}",
+        f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={LIMIT}",
+    )
+    config = resolve(folder, DIGITS, f"config.SEED_VALUE={seed}", *limit, *overrides)
     return build_dataset(config, "TRAIN")
 
 

@@ -127,8 +127,13 @@ def test_a_run_trained_anew_over_a_longer_one_is_the_only_one_there(server, fini
     other = (*SHORT[1:], LAMBDA)
     anew = ("config.CHECKPOINT.AUTO_RESUME=false", "config.CHECKPOINT.OVERWRITE_EXISTING=true")
     server.finish(folder, *other, "config.OPTIMIZER.num_epochs=2", *anew)
-    (own, mine) = sorted(path.name for path in folder.glob("model_final*"))
-    assert (own, mine) == ("model_final_checkpoint_phase1.torch", "model_final_mine.torch.copy")
+    names = {path.name for path in folder.glob("model_final*")}
+    own, before, mine = (
+        "checkpoint_phase1.torch",
+        "checkpoint_phase2.torch.replaced",
+        "mine.torch.copy",
+    )
+    assert names == {f"model_final_{name}" for name in (own, before, mine)}
     # The final checkpoint of the run before passed for one of this experiment's, at so many epochs.
     steps = server.finish(folder, *other, "config.OPTIMIZER.num_epochs=3", EXTEND[1]).steps()
     assert steps[-STEPS_PER_EPOCH:] == list(range(2 * STEPS_PER_EPOCH + 1, 3 * STEPS_PER_EPOCH + 1))

@@ -11,7 +11,7 @@ from vissl_barlow.provenance import note_hours, note_left, write_provenance
 from vissl_barlow.run_files import METRICS_FILE
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import (
-    remove_replaced_checkpoints,
+    set_replaced_checkpoints_aside,
     written_checkpoints,
 )
 
@@ -42,7 +42,7 @@ class RunRecord(BarlowHook):
         note_left(Path(task.checkpoint_folder))
         # A final one would pass for this run's, and a later start would resume from another.
         weights = task.config.MODEL.WEIGHTS_INIT.PARAMS_FILE
-        remove_replaced_checkpoints(self.replaced, keep=weights)
+        set_replaced_checkpoints_aside(self.replaced, keep=weights)
         self.left = True
 
     def on_phase_end(self, task) -> None:

@@ -102,17 +102,18 @@ def written_checkpoints(folder: str | os.PathLike) -> dict[Path, tuple[int, ...]
     return {path: file_state(path) for path in own}
 
 
-def remove_replaced_checkpoints(
+def set_replaced_checkpoints_aside(
     written: Mapping[Path, tuple[int, ...]], *, keep: str | os.PathLike
 ) -> None:
-    """Removes the `written_checkpoints` of a run that another has replaced in its folder.
+    """Renames the `written_checkpoints` of a run that another has replaced in its folder, to names that
+    no run uses: NAME.replaced.
 
     To be called when that has its own first checkpoint. What it has written over stays, and so does
     `keep`, the weights it began with ("" for none).
     """
     for path, state in written.items():
         if path.exists() and file_state(path) == state and not _is_file_at(path, keep):
-            path.unlink()
+            path.rename(path.with_name(f"{path.name}.replaced"))
 
 
 def _is_file_at(path: Path, other: str | os.PathLike) -> bool:
