@@ -397,4 +397,4 @@ def test_detection_runs_as_documented(tmp_path, data):
         assert {"AP", "AP50", "AP75"} <= scores["bbox"].keys()
     table = (tmp_path / "report" / "table4.md").read_text()
     label = r"VOC07\+12 detection \(checkpoint\.torch, sha256 \w{12}\)"
-    assert re.search(rf"\| {label} \| box AP \| \S+ \(1 of 5 runs\) \|", table)
+    assert re.search(rf"\| {label} \| box AP \|\s+\| \S+ \(1 of 5 runs\) \|", table)

@@ -53,6 +53,7 @@ def drawn(monkeypatch) -> list:
 @pytest.mark.parametrize("seed", DIGESTS)
 def test_the_views_drawn_are_the_same_as_ever(seed, tmp_path, drawn):
     dataset = build_dataset(tmp_path, seed=seed)
+    drawn.clear()  # of the checks
     for epoch in EPOCHS:
         dataset.data_objs[0].set_epoch(epoch)
         for index in range(LIMIT):
@@ -62,8 +63,9 @@ def test_the_views_drawn_are_the_same_as_ever(seed, tmp_path, drawn):
 
 
 def test_seed_epoch_and_image_each_make_other_views(tmp_path, drawn):
-    for seed in (0, 1):
-        dataset = build_dataset(tmp_path, seed=seed)
+    datasets = [build_dataset(tmp_path, seed=seed) for seed in (0, 1)]
+    drawn.clear()  # of the checks
+    for dataset in datasets:
         for epoch in (0, 1):
             dataset.data_objs[0].set_epoch(epoch)
             for index in (0, 1):
@@ -72,7 +74,11 @@ def test_seed_epoch_and_image_each_make_other_views(tmp_path, drawn):
 
 
 def test_no_random_state_of_the_process_is_read_or_moved(tmp_path, drawn):
+    random.seed(1)
+    before = random.getstate()
     dataset = build_dataset(tmp_path)
+    assert random.getstate() == before
+    drawn.clear()  # of the checks
     for state in (1, 2):
         random.seed(state)
         before = random.getstate()
@@ -107,6 +113,7 @@ def test_vissls_own_sources_draw_from_the_process_state(tmp_path, drawn):
         f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={LIMIT}",
         f"config.DATA.TRAIN.DATA_PATHS=[{folder.parent}]",
     )
+    drawn.clear()  # of the checks
     for state in (1, 1, 2):
         random.seed(state)
         dataset[0]

@@ -255,7 +255,10 @@ def test_a_resumed_trunk_is_not_taken_for_the_untrained_one(iteration, tmp_path,
     monkeypatch.setattr(BarlowProbe, "_labelled_images", lambda *_: labelled)
     monkeypatch.setattr(BarlowProbe, "_correlation", lambda *_: np.eye(2))
     monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda *_: 0.9)
-    task = SimpleNamespace(checkpoint_folder=tmp_path, config=None, iteration=iteration)
+    resumed = {} if iteration else None
+    task = SimpleNamespace(
+        checkpoint_folder=tmp_path, config=None, iteration=iteration, checkpoint=resumed
+    )
     BarlowProbe("knn", 0, 5).on_start(task)
     found = json.loads((tmp_path / "barlow_probe.json").read_text())
     assert ("untrained trunk" in found) == (iteration == 0)

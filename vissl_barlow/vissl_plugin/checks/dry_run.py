@@ -16,6 +16,7 @@ from vissl.data.ssl_transforms import get_transform
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals, model_on_meta, reason, world_size
 from vissl_barlow.vissl_plugin.checks.pretraining import correlates
+from vissl_barlow.vissl_plugin.components.reproducible import seeded
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 # Two images that differ in size: where the transforms leave them so, the images decide.
@@ -140,7 +141,8 @@ def _item(cfg, split: str) -> _Item | None:
         transform = get_transform(cfg.DATA[split].TRANSFORMS)
         for image in _IMAGES:
             sample = {"data": [image], "data_idx": [0], "data_valid": [1], "label": [0]}
-            views = transform(sample)["data"]
+            with seeded(0):  # the run draws as if nothing had been tried
+                views = transform(sample)["data"]
             shapes.add(_Item(len(views), tuple(views[0].shape)))
     except Exception:
         return None  # what is wrong with the transforms is said by `check_model`
