@@ -1,11 +1,15 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import vissl_runs
 from digits_on_disk import DigitsOnDisk
+
+# A shell starts what it runs in the background with SIGINT ignored, and runs inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without effect on a machine that is part of no cluster. On one that is, a test that meant to submit
 # nothing would otherwise reach it.
