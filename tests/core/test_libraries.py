@@ -99,7 +99,7 @@ def test_what_is_not_there_is_not_told(monkeypatch):
 
 
 def test_provenance_names_what_moves_a_detection_ap():
-    entry = provenance(0, ["python"], None, 1)
+    entry = provenance(0, ["python"], None, 1, {})
     told = entry["versions"]
     assert {"detectron2", "pycocotools", "pillow", "opencv", "cuda", "cudnn"} <= told.keys()
     assert told["cuda"] == torch.version.cuda
