@@ -121,14 +121,14 @@ def test_the_time_limits_signal_saves_and_requeues(slurm, uninterrupted, tmp_pat
     assert_same_end(tmp_path / "run", uninterrupted)
 
 
-def test_a_job_survives_a_node_that_dies(slurm, uninterrupted, tmp_path):
+def test_a_node_that_dies_costs_the_steps_since_the_checkpoint(slurm, uninterrupted, tmp_path):
     job = submit(slurm, tmp_path, *TWO_NODES)
     wait_for_steps(slurm, tmp_path, job, 5)
     slurm.kill_node("node2")
     wait_until(lambda: slurm.restarts(job) == 1, lambda: output(tmp_path))
+    slurm.run("scancel", job)
     slurm.start_node("node2")
-    slurm.start_now(job)
-    finish(slurm, tmp_path, job)
+    finish(slurm, tmp_path, submit(slurm, tmp_path, *TWO_NODES))
     assert_same_end(tmp_path / "run", uninterrupted)
 
 

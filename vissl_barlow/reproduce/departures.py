@@ -15,6 +15,8 @@ from vissl_barlow.paths import config_folder
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.settings import decides_the_model
 
+# What provenance calls the digits.
+DIGITS_SOURCE = "barlow_digits"
 _WIDTH = "TRUNK.RESNETS.WIDTH_MULTIPLIER"
 
 
@@ -76,6 +78,15 @@ def data_departures(config: str, starts: Sequence[Mapping[str, Any]]) -> Iterato
                         f"{found['images']:,} {split} images{_classes(found)} instead of "
                         f"{expected['images']:,}{_classes(known)}"
                     )
+
+
+def not_the_digits(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What a pretraining by a config of the digits read instead of them, as text; `starts`: as in
+    `data_departures`."""
+    for start in starts:
+        found = (start.get("data") or {}).get("train")
+        if found and found.get("source") != DIGITS_SOURCE:
+            yield f"{found['images']:,} train images{_classes(found)} instead of the digits"
 
 
 def _expected(config: str, split: str) -> Iterator[dict[str, int]]:

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from vissl_barlow.atomic_files import file_state
 from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, file_sha256
 from vissl_barlow.reproduce.batch import global_batch, share_of
-from vissl_barlow.reproduce.departures import data_departures, model_departures
+from vissl_barlow.reproduce.departures import data_departures, model_departures, not_the_digits
 from vissl_barlow.reproduce.folders import (
     CHECKPOINT,
     LeftOut,
@@ -319,7 +319,9 @@ def read_run(folder: Path, root: Path) -> Run:
         reasons = "; then ".join(describe(each) or "none" for each in settings)
         raise Refused(f"its starts had different settings: {reasons}")
     departures = set(model_departures(config, commands[-1], of_vissl) if of_vissl else ())
-    if not _detects(starts) and not _on_digits(config, settings[0]):
+    if _on_digits(config, settings[0]):
+        departures.update(not_the_digits(starts) if config.startswith(PRETRAIN_GROUP) else ())
+    elif not _detects(starts):
         departures.update(data_departures(config, starts))
     run = Run(folder, starts, config, settings[0], result, frozenset(departures))
     if run.pretrains:

@@ -49,8 +49,9 @@ def test_what_is_damaged_in_its_folder_is_set_aside_and_the_run_goes_on(server, 
     for name in ("log.txt", "stdout.json"):
         assert (tmp_path / name).is_file() and (tmp_path / f"{name}.damaged1").is_dir()
     for name in ("metrics.json", "barlow.jsonl"):
-        content = (tmp_path / name).read_bytes()
-        assert content.startswith(damaged[name] + b"\n{")
+        # The run begins its logs anew, and nothing is lost.
+        assert (tmp_path / f"{name}.replaced").read_bytes() == damaged[name] + b"\n"
+        assert (tmp_path / name).read_bytes().startswith(b"{")
     steps = [entry["iteration"] for entry in read_history(tmp_path)]
     assert steps == list(range(1, 2 * STEPS_PER_EPOCH + 1))
 

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from classy_vision.generic.distributed_util import is_primary
 from vissl.utils.checkpoint import get_checkpoint_folder
 
-from vissl_barlow.patient_files import replace
+from vissl_barlow.patient_files import append, replace
 from vissl_barlow.provenance import note_hours, note_left, write_provenance
 from vissl_barlow.run_files import METRICS_FILE
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
@@ -38,7 +38,10 @@ class RunRecord(BarlowHook):
             return
         for path, size in self.earlier.items():
             if path.is_file():
-                replace(path, path.read_bytes()[size:])
+                content = path.read_bytes()
+                earlier = content[:size].decode(errors="replace").rstrip("\n")
+                append(path.with_name(f"{path.name}.replaced"), earlier + "\n")
+                replace(path, content[size:].lstrip(b"\n"))
         note_left(Path(task.checkpoint_folder))
         # A final one would pass for this run's, and a later start would resume from another.
         weights = task.config.MODEL.WEIGHTS_INIT.PARAMS_FILE
