@@ -19,7 +19,7 @@ def why_not_a_runs(checkpoint: Any, name: str) -> str | None:
     """Why a run cannot have written `checkpoint` under `name`; None if it can.
 
     It has VISSL's counters, which agree with the name and the schedule, weights that are finite and
-    in float32, whatever the forward pass is in, and an optimizer's state of tensors and numbers.
+    in float32 or float64, whatever the forward pass is in, and an optimizer's state of tensors and numbers.
     """
     if not isinstance(checkpoint, Mapping) or not isinstance(_state(checkpoint), Mapping):
         return "no checkpoint of a run: it has no classy_state_dict"
@@ -76,7 +76,7 @@ def _why_wrong_weights(state: Mapping) -> str | None:
         for name, weight in weights.items():
             if not isinstance(weight, torch.Tensor):
                 return f"{part}.{name} is no tensor"
-            if weight.is_floating_point() and weight.dtype != torch.float32:
+            if weight.is_floating_point() and weight.dtype not in (torch.float32, torch.float64):
                 return f"{part}.{name} is in {weight.dtype}, and a run keeps float32"
             if not torch.isfinite(weight).all():
                 return f"{part}.{name} is not finite"
