@@ -19,7 +19,8 @@ def why_not_a_runs(checkpoint: Any, name: str) -> str | None:
     """Why a run cannot have written `checkpoint` under `name`; None if it can.
 
     It has VISSL's counters, which agree with the name and the schedule, weights that are finite and
-    in float32 or float64, whatever the forward pass is in, and an optimizer's state of tensors and numbers.
+    in float32 or float64, whatever the forward pass is in, and an optimizer's state of tensors and
+    numbers.
     """
     if not isinstance(checkpoint, Mapping) or not isinstance(_state(checkpoint), Mapping):
         return "no checkpoint of a run: it has no classy_state_dict"
