@@ -18,12 +18,12 @@ from vissl_runs import run_engines, run_module, succeeded
 
 pytestmark = pytest.mark.slurm
 
-# 2 processes of 8 images: 8 steps an epoch.
+# 2 processes of 8 images: 24 steps an epoch, of which the first few are waited for.
 CONFIG = (
     "config=pretrain/vissl_barlow/digits_quickstart",
     "config.OPTIMIZER.num_epochs=3",
     "config.OPTIMIZER.param_schedulers.lr.warmup_epochs=1",
-    "config.DATA.TRAIN.DATA_LIMIT=128",
+    "config.DATA.TRAIN.DATA_LIMIT=384",
     "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=8",
     "config.DATA.NUM_DATALOADER_WORKERS=0",
     "config.BARLOW.PROBE.KIND=none",
@@ -31,7 +31,7 @@ CONFIG = (
     "config.LOG_FREQUENCY=1",
     "config.CHECKPOINT.DIR=run",
 )
-STEPS = 24
+STEPS = 72
 TWO_NODES = ("config.DISTRIBUTED.NUM_NODES=2", "config.DISTRIBUTED.NUM_PROC_PER_NODE=1")
 SUBMIT = (
     "config.SLURM.USE_SLURM=true",
