@@ -149,3 +149,11 @@ def test_an_unknown_study_or_row_is_an_error_that_lists_what_there_is(tmp_path, 
     with pytest.raises(SystemExit):
         main(["table6", "--only", "xyz", "--out", str(tmp_path)])
     assert "--only xyz matches none of Baseline, (a) stop-gradient" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["figure4", "--data", "digits", "--only", "xyz", "--out", str(tmp_path)])
+    assert "none of width 8, " in capsys.readouterr().err
+
+
+def test_the_list_of_a_folder_that_is_not_there_yet_leaves_nothing_out(tmp_path, capsys):
+    assert main(["figure4", "--data", "digits", "--list", "--out", str(tmp_path / "new")]) == 0
+    assert "left out" not in "".join(capsys.readouterr())

@@ -189,7 +189,7 @@ def run_study(name: str, options: argparse.Namespace) -> int:
         e for e in study.experiments if options.only.lower() in f"{e.series} {e.name}".lower()
     ]
     if not chosen:
-        names = ", ".join(e.name for e in study.experiments)
+        names = ", ".join(dict.fromkeys(f"{e.series} {e.name}".strip() for e in study.experiments))
         raise ValueError(f"--only {options.only} matches none of {names}")
     if options.list:
         return 0

@@ -42,6 +42,9 @@ def run_folders(
         left_out: called with what was not looked into, and why.
     """
 
+    if not root.exists():
+        return
+
     def unreadable(error: OSError) -> None:
         left_out(Path(error.filename), f"cannot be listed: {error.strerror}")
 
