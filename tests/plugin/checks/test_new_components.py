@@ -51,7 +51,8 @@ def test_a_source_says_whether_it_reads_a_folder_of_images(reads_folder, tmp_pat
 
     from vissl_barlow.vissl_plugin.components.data import BarlowSource
 
-    source = type("Source", (BarlowSource,), {"reads_folder": reads_folder})
+    members = {"reads_folder": reads_folder, "__len__": lambda self: 128}
+    source = type("Source", (BarlowSource,), members)
     monkeypatch.setitem(DATASET_SOURCE_MAP, "source", source)
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one.png")
     overrides = (

@@ -103,6 +103,9 @@ def _of_model(cfg) -> Iterator[tuple[str, str]]:
         for other, default in vissl_defaults()["MODEL"]["TRUNK"].items():
             if other == section:
                 yield from ((f"MODEL.TRUNK.{other}.{key}", remedy) for key in {*default} - {*keys})
+            elif other == "RESNETS":  # the shipped configs' own; what is typed is the user's
+                typed = (key for key in typed_keys(cfg) if key.startswith("MODEL.TRUNK.RESNETS."))
+                yield from ((key, remedy) for key in sorted(typed))
             elif isinstance(default, Mapping):
                 yield f"MODEL.TRUNK.{other}", remedy
     heads = [MODEL_HEADS_REGISTRY.get(head) for head, _ in named_heads(cfg)]
