@@ -67,11 +67,8 @@ def _why_wrong_experiment(checkpoint: Mapping) -> str | None:
 
 
 def _why_wrong_weights(state: Mapping) -> str | None:
-    model: Any = state
-    for key in ("base_model", "model"):
-        model = model.get(key) if isinstance(model, Mapping) else None
     for part in ("trunk", "heads"):
-        weights = model.get(part) if isinstance(model, Mapping) else None
+        weights = _inside(state, "base_model", "model", part)
         if not isinstance(weights, Mapping):
             return f"it has no weights of the {part}"
         for name, weight in weights.items():
@@ -85,15 +82,20 @@ def _why_wrong_weights(state: Mapping) -> str | None:
 
 
 def _why_wrong_optimizer(state: Mapping) -> str | None:
-    optimizer: Any = state
-    for key in ("optimizer", "optim"):
-        optimizer = optimizer.get(key) if isinstance(optimizer, Mapping) else None
+    optimizer = _inside(state, "optimizer", "optim")
     if not isinstance(optimizer, Mapping) or not {"state", "param_groups"} <= optimizer.keys():
         return "it has no state of the optimizer"
     for value in _leaves(optimizer["state"]):
         if value is not None and not isinstance(value, (torch.Tensor, int, float)):
             return f"the state of the optimizer holds {value!r:.40}, and no tensor"
     return None
+
+
+def _inside(value: Any, *keys: str) -> Any:
+    """What nested mappings hold under `keys`; None where one of these is missing."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _leaves(value: Any) -> Iterator[Any]:
