@@ -85,7 +85,9 @@ class Cluster:
     def start_now(self, job: str) -> None:
         """Starts a requeued job, which SLURM would leave in the queue for two minutes."""
         self.wait(job, "PENDING")
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        # Credentials have whole seconds: a node refuses a job again ("already killed, do not launch")
+        # in the second in which it ended that job.
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now+3seconds")
 
     def start_node(self, node: str) -> None:
         """Starts it, again too; returns when it takes jobs."""

@@ -148,7 +148,7 @@ def test_a_script_of_ones_own_stops_and_is_requeued(slurm, tmp_path):
     script.write_text(
         "#!/bin/sh\n#SBATCH --signal=USR1@120 --open-mode=append --requeue\n"
         f"srun {shlex.join(command)}\n"
-        "[ $? -eq 138 ] && scontrol requeue $SLURM_JOB_ID\n"
+        "status=$?; [ $status -eq 138 ] && scontrol requeue $SLURM_JOB_ID; exit $status\n"
     )
     sbatch = ("sbatch", "--parsable", f"--chdir={tmp_path}", f"--output={tmp_path}/job.out")
     job = slurm.run(*sbatch, str(script)).strip()
@@ -156,7 +156,7 @@ def test_a_script_of_ones_own_stops_and_is_requeued(slurm, tmp_path):
     slurm.run("scancel", "--signal=USR1", job)
     wait_until(lambda: slurm.restarts(job) == 1, lambda: output(tmp_path))
     slurm.start_now(job)
-    wait_until(lambda: slurm.state(job) in ("COMPLETED", "FAILED"), lambda: output(tmp_path))
+    finish(slurm, tmp_path, job)
     assert list((tmp_path / "run").glob("model_final_checkpoint_phase*.torch")), output(tmp_path)
     assert steps(tmp_path)[-1] == len(steps(tmp_path))
 
