@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import vissl_runs
 from digits_on_disk import DigitsOnDisk
+from hypothesis import HealthCheck, settings
 
 # A shell starts what it runs in the background with SIGINT ignored, and runs inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -14,6 +15,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Without effect on a machine that is part of no cluster. On one that is, a test that meant to submit
 # nothing would otherwise reach it.
 os.environ["SLURM_CONF"] = os.devnull
+
+# How fast examples are drawn and tried says how busy the machine is (see `patience`).
+# A folder may serve all examples of a test.
+unasked = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+settings.register_profile("any machine", deadline=None, suppress_health_check=unasked)
+settings.load_profile("any machine")
 
 # Helpers whose assertions are a test's own: shown with their values, as there.
 pytest.register_assert_rewrite("documented_runs", "documented_targets")

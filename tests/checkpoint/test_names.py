@@ -29,7 +29,7 @@ def test_every_pair_of_formats_is_lossless(tmp_path, depth, request):
     assert torch.equal(features(arrived.eval()), features(model))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(
     st.sampled_from([18, 50]),
     st.permutations(["vissl", "torchvision", "detectron2"]),

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from trunks import assert_same, convert, prefixed
@@ -64,9 +64,7 @@ def test_safetensors_that_declare_what_is_not_there_are_refused(tmp_path, length
     assert "\n" not in str(refused.value)
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_headers_of_safetensors_are_refused_or_harmless(tmp_path, data):
     path = tmp_path / "damaged.safetensors"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from trunks import assert_same
@@ -111,9 +111,7 @@ def assert_refused_or_intact(path):
         assert_same(content["model"], SMALL["model"])
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damage_is_refused_or_harmless(tmp_path, small_file, data):
     whole = small_file.read_bytes()

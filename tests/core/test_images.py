@@ -172,7 +172,7 @@ def test_the_limit_holds_below_pillows_own(monkeypatch):
             decode_image(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     name=st.sampled_from(sorted(FILES)),
     end=st.integers(0, 100_000),

@@ -12,7 +12,7 @@ from vissl_barlow.lars import LARS
 from vissl_barlow.schedule import warmup_cosine
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     some.floats(1e-8, 1e3),
     some.integers(-5, 5),
@@ -39,7 +39,7 @@ def test_a_first_lars_step_is_as_long_as_the_trust_says(lr, weight_exp, grad_exp
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(some.integers(0, 99), some.sampled_from([(3, 4), (5,)]), some.integers(1, 4))
 def test_lars_moves_nothing_without_a_gradient_and_resumes_bit_for_bit(seed, shape, steps):
     generator = torch.Generator().manual_seed(seed)

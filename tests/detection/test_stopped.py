@@ -5,16 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 from detection_runs import SMALL, VOC, environment
+from patience import wait_for, wait_until
 
 pytestmark = pytest.mark.detectron2
-
-# Seconds, to end a run that hangs.
-TIME_LIMIT = 900
 
 
 @pytest.mark.parametrize(
@@ -38,12 +35,13 @@ def test_ctrl_c_saves_and_leaves_with_its_status(data, checkpoints, tmp_path, pr
             stderr=file,
             start_new_session=True,
         )
-    deadline = time.monotonic() + TIME_LIMIT
-    while "Starting training" not in output.read_text():
-        assert run.poll() is None and time.monotonic() < deadline, output.read_text()[-3000:]
-        time.sleep(0.05)
+    wait_until(
+        lambda: "Starting training" in output.read_text() or run.poll() is not None,
+        lambda: output.read_text()[-3000:],
+    )
+    assert run.poll() is None, output.read_text()[-3000:]
     send(run.pid, signal.SIGINT)
-    assert run.wait(TIME_LIMIT) == 128 + signal.SIGINT, output.read_text()[-3000:]
+    assert wait_for(run) == 128 + signal.SIGINT, output.read_text()[-3000:]
     said = re.search(r"stopped by SIGINT after iteration (\d+), saved", output.read_text())
     assert said, output.read_text()[-3000:]
     name = f"model_{int(said[1]) - 1:07d}.pth"

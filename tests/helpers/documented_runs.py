@@ -15,12 +15,11 @@ from types import SimpleNamespace
 
 import torch
 import yaml
+from patience import finish
 from pretend_runs import linear
 
 from vissl_barlow.checkpoint import load_trunk
 from vissl_barlow.datasets import imagenet_subsets, places205
-
-TIME_LIMIT = 1500  # seconds; ten times what the slowest takes, to end one that hangs
 
 
 class Place(SimpleNamespace):
@@ -50,12 +49,9 @@ class Place(SimpleNamespace):
 
     def finish(self, process: subprocess.Popen, status: int = 0) -> str:
         """What it printed; it must end with `status`."""
-        try:
-            output, _ = process.communicate(timeout=TIME_LIMIT)
-        finally:
-            process.kill()
-        assert process.returncode == status, output[-8000:]
-        return output
+        done = finish(process)
+        assert done.returncode == status, done.stdout[-8000:]
+        return done.stdout
 
     def run(self, words: list[str], status: int = 0, **env: str) -> str:
         return self.finish(self.start(words, **env), status)

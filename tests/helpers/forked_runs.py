@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from patience import LIMIT, Patience, wait_for, wait_until
+
 CONFIG = "config=pretrain/vissl_barlow/digits_quickstart"
 # A network so small that a step takes milliseconds; 8 steps an epoch.
 STEPS_PER_EPOCH = 8
@@ -35,8 +37,6 @@ TWO_PROCESSES = (
     "config.DISTRIBUTED.NUM_PROC_PER_NODE=2",
     "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=4",
 )
-# Seconds; ten times what a run here takes on an idle machine, to end one that hangs.
-TIME_LIMIT = 120
 
 
 class Run:
@@ -75,10 +75,7 @@ class Run:
         self.wait_until(lambda: len(self.steps()) >= count)
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + TIME_LIMIT
-        while not happened():
-            assert time.monotonic() < deadline, self.output[-5000:]
-            time.sleep(0.01)
+        wait_until(happened, lambda: self.output[-5000:])
 
 
 def is_gone(pid: int) -> bool:
@@ -98,15 +95,15 @@ def logged_steps(folder: Path) -> list[int]:
 class RunServer:
     """`with RunServer() as server: server.start(folder, *overrides).wait()`.
 
-    A run that lasts for more than `time_limit` seconds is killed.
+    A run that lasts for more than `limit` seconds of `patience` is killed.
     """
 
-    def __init__(self, time_limit: float = TIME_LIMIT) -> None:
-        self.time_limit = time_limit
+    def __init__(self, limit: float = LIMIT) -> None:
+        self.limit = limit
 
     def __enter__(self) -> "RunServer":
         self.process = subprocess.Popen(
-            [sys.executable, __file__, str(self.time_limit)],
+            [sys.executable, __file__, str(self.limit)],
             env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -116,7 +113,7 @@ class RunServer:
 
     def __exit__(self, *error) -> None:
         self.process.stdin.close()
-        self.process.wait(TIME_LIMIT)
+        wait_for(self.process)
 
     def start(self, folder: Path, *overrides: str, prepare: str = "", **environment: str) -> Run:
         """Starts a run with its checkpoints in `folder`; its output goes to output.txt there.
@@ -192,7 +189,7 @@ def _run(request: dict) -> None:
     os._exit(status)
 
 
-def _serve(time_limit: float) -> None:
+def _serve(limit: float) -> None:
     import vissl.engines.train  # noqa: F401
 
     import vissl_barlow
@@ -202,9 +199,9 @@ def _serve(time_limit: float) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            pid, deadline = request["wait"], time.monotonic() + time_limit
+            pid, patience = request["wait"], Patience(limit)
             while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
-                if time.monotonic() > deadline:
+                if patience.is_over():
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(pid, signal.SIGKILL)
                 time.sleep(0.005)

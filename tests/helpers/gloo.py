@@ -17,9 +17,11 @@ import torch.distributed as dist
 # may abort the process while the interpreter exits. DistributedDataParallel imports it.
 import torch.distributed.nn
 import torch.multiprocessing as mp
+from patience import Patience
 
-# Longer than any wait between calls here, so that processes which disagree fail instead of hanging.
-TIMEOUT = datetime.timedelta(minutes=5)
+# Processes that disagree fail instead of hanging, but not by gloo's clock.
+LIMIT = 300  # seconds
+NEVER = datetime.timedelta(days=1)
 
 
 def _child(rank: int, fn: Callable, world_size: int, folder: str, args: tuple) -> None:
@@ -29,7 +31,7 @@ def _child(rank: int, fn: Callable, world_size: int, folder: str, args: tuple) -
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=world_size,
-        timeout=TIMEOUT,
+        timeout=NEVER,
     )
     try:
         torch.save(fn(rank, *args), f"{folder}/{rank}.pt")
@@ -47,7 +49,14 @@ def run_gloo(fn: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
     order of rank. A child's exception is raised here, with its traceback.
     """
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_child, (fn, world_size, folder, args), nprocs=world_size)
+        group = mp.spawn(_child, (fn, world_size, folder, args), nprocs=world_size, join=False)
+        patience = Patience(LIMIT)
+        try:
+            while not group.join(timeout=1):
+                assert not patience.is_over(), f"{fn} has no end"
+        finally:
+            for process in group.processes:
+                process.kill()
         return [
             torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in range(world_size)
         ]

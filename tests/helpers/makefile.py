@@ -6,15 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import run
+
 ROOT = Path(__file__).resolve().parents[2]
-TIME_LIMIT = 1500  # seconds, to end one that hangs: ten times what the slowest target here takes
 
 
 def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     """`make ARGUMENT... NAME=VALUE...` in the checkout, whatever its exit status."""
     # -o: as if it were installed, and up to date.
     command = ["make", "-o", ".venv/.installed", "VENV=.venv", f"RUN={sys.executable}"]
-    return subprocess.run(
+    return run(
         [*command, *arguments, *(f"{name}={value}" for name, value in variables.items())],
         cwd=ROOT,
         # Neither pytest nor make, inside another, may take itself for a part of it.
@@ -23,10 +24,6 @@ def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
             for name, value in os.environ.items()
             if not name.startswith(("PYTEST", "MAKE", "MFLAGS"))
         },
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
     )
 
 

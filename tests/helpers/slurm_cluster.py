@@ -11,10 +11,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from patience import slowdown, wait_until
 
 PROGRAMS = (
     "munged",
@@ -30,22 +31,12 @@ PROGRAMS = (
 NODES = ("node1", "node2")
 # SLURM wants a device file for each GPU that a node pretends to have; nobody opens it.
 DEVICES = ("/dev/tty0", "/dev/tty1")
-LIMIT = 600  # seconds after which what does not happen is given up; nothing comes near it
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 
 def programs_missing() -> list[str]:
     """Those programs that this machine lacks."""
     return [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
-
-
-def wait_until(condition: Callable[[], object], what: Callable[[], str]) -> None:
-    """Returns when `condition` holds; fails with `what` after `LIMIT`."""
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {LIMIT} s: {what()}")
-        time.sleep(0.2)
 
 
 class Cluster:
@@ -199,7 +190,7 @@ class Cluster:
                     "AccountingStorageType=accounting_storage/none",
                     "JobAcctGatherType=jobacct_gather/none",
                     "SlurmdParameters=config_overrides",
-                    "SlurmdTimeout=10",
+                    f"SlurmdTimeout={round(10 * slowdown())}",
                     "KillWait=2",
                     "SchedulerParameters=bf_interval=1,sched_interval=1",
                     *nodes,

@@ -9,14 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import run
+
 # Overrides that let the configs of large runs resolve on a machine without GPUs and ImageNet.
 ANYWHERE = (
     "config.SLURM.USE_SLURM=true",
     "config.DATA.TRAIN.DATA_SOURCES=[barlow_digits]",
     "config.DATA.TRAIN.DROP_LAST=false",  # the digits are fewer than some batches
 )
-# Seconds; ten times what a run here takes on an idle machine, to end one that hangs.
-TIME_LIMIT = 1500
 # Characters of each stream in the message of a failed run: VISSL prints its whole config.
 SHOWN = 5000
 
@@ -50,28 +50,24 @@ def compose(config: str, *overrides: str):
 
 
 def run_engines(
-    folder: Path, *overrides: str, time_limit: float = TIME_LIMIT, env: dict[str, str] | None = None
+    folder: Path, *overrides: str, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess:
     """`python -m tools.run_distributed_engines OVERRIDE...` in `folder`, as users run it.
 
     Returns exit status, stdout and stderr, whatever they are; `env` adds to the environment.
-
-    Raises:
-        subprocess.TimeoutExpired: it ran for `time_limit` seconds.
     """
     module = "tools.run_distributed_engines"
-    return run_module(folder, module, *overrides, time_limit=time_limit, env=env)
+    return run_module(folder, module, *overrides, env=env)
 
 
 def run_module(
     folder: Path,
     module: str,
     *arguments: str,
-    time_limit: float = TIME_LIMIT,
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
     """`python -m MODULE ARGUMENT...` in `folder`, for VISSL's other tools; as `run_engines`."""
-    return _python(folder, time_limit, env, "-m", module, *arguments)
+    return _python(folder, env, "-m", module, *arguments)
 
 
 def train(
@@ -79,7 +75,6 @@ def train(
     config: str,
     *overrides: str,
     components: str,
-    time_limit: float = TIME_LIMIT,
     env: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess:
     """Trains `config` under VISSL's trainer in a fresh process, with a test's own components.
@@ -87,12 +82,9 @@ def train(
     `components` names a module in tests/helpers: importing it registers what it likes, and its
     `hooks(config)` returns hooks to add to VISSL's. Checkpoints go to `folder`. Returns exit status,
     stdout and stderr, whatever they are; `env` adds to the environment.
-
-    Raises:
-        subprocess.TimeoutExpired: it ran for `time_limit` seconds.
     """
     arguments = (f"config={config}", f"config.CHECKPOINT.DIR={folder}", *overrides)
-    return _python(folder, time_limit, env, __file__, components, *arguments)
+    return _python(folder, env, __file__, components, *arguments)
 
 
 def succeeded(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
@@ -101,16 +93,12 @@ def succeeded(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
     return done
 
 
-def _python(folder, time_limit, env, *arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(
+def _python(folder, env, *arguments) -> subprocess.CompletedProcess:
+    return run(
         [sys.executable, *arguments],
         cwd=folder,
         # One thread per process: tests share their machine, and sums keep their order.
         env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=time_limit,
-        check=False,
     )
 
 

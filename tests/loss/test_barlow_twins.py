@@ -162,7 +162,7 @@ views = arrays.arrays(
 ).map(lambda z: torch.from_numpy(z) + torch.randn(z.shape, dtype=torch.float64))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(views, some.floats(0.01, 100), some.floats(-1000, 1000), some.sampled_from(FORMS))
 def test_affine_maps_of_a_dimension_do_not_change_the_loss(z, scale, shift, form):
     scales = torch.logspace(0, 1, z.shape[2], base=scale, dtype=z.dtype)
@@ -172,7 +172,7 @@ def test_affine_maps_of_a_dimension_do_not_change_the_loss(z, scale, shift, form
     torch.testing.assert_close(after, before, rtol=1e-7, atol=1e-9)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(views, some.sampled_from(FORMS))
 def test_views_are_interchangeable(z, form):
     terms, (grad_a, grad_b) = step(*z, form=form)
@@ -181,7 +181,7 @@ def test_views_are_interchangeable(z, form):
     torch.testing.assert_close((swapped_a, swapped_b), (grad_a, grad_b), rtol=1e-7, atol=1e-10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(views)
 def test_forms_agree(z):
     gram, gram_grads = step(*z, form="gram")

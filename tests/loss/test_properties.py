@@ -20,7 +20,7 @@ def embeddings(shape, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randn(shape, generator=generator).requires_grad_() for _ in range(2))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes, some.integers(0, 99), exponents, some.sampled_from(FORMS))
 def test_loss_and_gradient_are_finite_at_any_scale(shape, seed, exponent, form):
     z_a, z_b = (z.detach() * 10.0**exponent for z in embeddings(shape, seed))
@@ -35,7 +35,7 @@ def test_loss_and_gradient_are_finite_at_any_scale(shape, seed, exponent, form):
     assert -FLOAT32_RTOL <= loss <= bound * (1 + FLOAT32_RTOL)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes, some.integers(0, 99), some.data(), exponents, some.sampled_from(FORMS))
 def test_constant_dimensions_cost_one_each_and_get_a_finite_gradient(
     shape, seed, data, exponent, form
@@ -54,7 +54,7 @@ def test_constant_dimensions_cost_one_each_and_get_a_finite_gradient(
         assert terms.redundancy.item() == pytest.approx(0, abs=FLOAT32_RTOL)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes, some.integers(0, 99), some.sampled_from(["nan", "inf", "-inf"]), some.data())
 def test_a_number_that_is_none_is_never_hidden(shape, seed, number, data):
     z_a, z_b = (z.detach() for z in embeddings(shape, seed))

@@ -2,8 +2,9 @@
 
 import pytest
 from digits_on_disk import OVERLAY
-from forked_runs import TIME_LIMIT, TWO_PROCESSES, RunServer
+from forked_runs import TWO_PROCESSES, RunServer
 from interrupted_runs import SHORT, SOAK_STEPS
+from patience import LIMIT
 from vissl_runs import run_engines, succeeded
 
 
@@ -11,7 +12,7 @@ from vissl_runs import run_engines, succeeded
 def server():
     """Runs VISSL's launcher without importing VISSL for each run."""
     # To end one that hangs; a soak run gets a second more for each step.
-    with RunServer(TIME_LIMIT + SOAK_STEPS) as server:
+    with RunServer(LIMIT + SOAK_STEPS) as server:
         yield server
 
 

@@ -52,7 +52,7 @@ def plain(value: object) -> object:
     return value.text if type(value).__name__ == "QuotedString" else value
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(VALUES)
 @example(ODD)
 def test_what_is_quoted_is_read_back(value):

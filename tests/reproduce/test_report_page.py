@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+from patience import LIMIT
 from PIL import Image, ImageChops
 from playwright.sync_api import sync_playwright
 from pretend_runs import linear
@@ -18,7 +19,9 @@ def browser():
     assert path, f"this test needs one of {', '.join(BROWSERS)} on the path (see README)"
     with sync_playwright() as playwright:
         # No sandbox: it cannot be set up in most containers, and the page is ours.
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], timeout=1000 * LIMIT
+        )
         yield chromium
         chromium.close()
 
@@ -36,6 +39,7 @@ def test_the_page_opens_in_a_browser(tmp_path, main_run, browser, width):
     shutil.copy(report(tmp_path, status=1) / "report.html", alone)
 
     context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+    context.set_default_timeout(1000 * LIMIT)
     page = context.new_page()
     asked, complaints = [], []
     page.on("request", lambda request: asked.append(request.url))

@@ -4,13 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-
-# To end one that hangs.
-TIME_LIMIT = 120
+from patience import wait_for, wait_until
 
 # `first` is a command that saves when it is asked to stop, as a run does, or never stops.
 REPRODUCE = """
@@ -51,17 +48,15 @@ class Reproduce:
         self.wait_until((folder / "running").exists)
 
     def wait_until(self, happened) -> None:
-        deadline = time.monotonic() + TIME_LIMIT
-        while not happened():
-            assert time.monotonic() < deadline and self.process.poll() is None, self.output
-            time.sleep(0.01)
+        wait_until(lambda: happened() or self.process.poll() is not None, lambda: self.output)
+        assert happened(), self.output
 
     @property
     def output(self) -> str:
         return (self.folder / "output").read_text()
 
     def wait(self) -> int:
-        return self.process.wait(TIME_LIMIT)
+        return wait_for(self.process)
 
 
 @pytest.fixture

@@ -64,6 +64,9 @@ def test_imagenet_is_pretrained_then_evaluated_and_a_finished_stage_is_not_repea
     assert f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={folder}/checkpoint.torch" in shlex.split(
         evaluation
     )
+    # Each job's logs are beside what it writes.
+    assert f"config.SLURM.LOG_FOLDER={folder}" in shlex.split(pretraining)
+    assert f"config.SLURM.LOG_FOLDER={folder}/linear" in shlex.split(evaluation)
     Path(folder).mkdir(parents=True)
     (Path(folder) / "model_final_checkpoint_phase299.torch").touch()
     run_study("figure4", options)

@@ -218,6 +218,7 @@ def test_slurm_jobs_are_submitted_once(
     assert submitted.read_text().splitlines() == asked
     queue.write_text("")  # it died
     assert main(arguments) == 0
+    assert "job 4711 ended without a result, logs in" in capsys.readouterr().out
     assert len(submitted.read_text().splitlines()) == 2 * len(asked)
 
 

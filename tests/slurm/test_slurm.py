@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from digits_on_disk import OVERLAY
 from interrupted_runs import assert_same_end
-from slurm_cluster import Cluster, cluster, programs_missing, wait_until
+from patience import wait_until
+from slurm_cluster import Cluster, cluster, programs_missing
 from vissl_runs import run_engines, run_module, succeeded
 
 pytestmark = pytest.mark.slurm

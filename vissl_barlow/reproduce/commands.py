@@ -13,6 +13,7 @@ from vissl_barlow.reproduce.execution import (
     after,
     claim,
     execute,
+    logs_in,
     run_again,
     sbatch,
     submit,
@@ -163,7 +164,9 @@ def _run_row(row: Row, name: str, paths: dict[str, str], options: argparse.Names
 
 def _command(step: Step, values: dict[str, str], options: argparse.Namespace) -> list[str]:
     folder = Path(values["folder"])
-    command = [sys.executable, "-m", step.module, *(fill(a, values) for a in step.arguments)]
+    submits_itself = options.slurm and step.module == RUNNER
+    command = [sys.executable, "-m", step.module, *([logs_in(folder)] if submits_itself else [])]
+    command += [fill(argument, values) for argument in step.arguments]
     if step.module == DETECTION:
         command += [word for pair in options.overrides for word in pair.split("=", 1)]
     elif config := config_of(step.arguments):
@@ -171,7 +174,7 @@ def _command(step: Step, values: dict[str, str], options: argparse.Namespace) ->
         if has_batch(config):
             command += share_of(None, config, options.overrides)
     if step.module == RUNNER:
-        return [*command, *run_again(folder), *([USE_SLURM] if options.slurm else [])]
+        return [*command, *run_again(folder), *([USE_SLURM] if submits_itself else [])]
     if options.slurm and not step.creates:
         return sbatch(command, folder, values["num-gpus"])
     return command
@@ -249,14 +252,22 @@ def _run_experiment(experiment: Experiment, seed: int, options: argparse.Namespa
     title = experiment.title
     job: str | None = None  # of the stage before
     for stage, overrides in _stages(experiment, folder, seed, options).items():
-        slurm = [USE_SLURM, *(after(job) if job else [])] if options.slurm else []
-        command = ["-m", RUNNER, *overrides, *slurm]
+        own = folder / STAGE_FOLDERS[stage]
+        command = ["-m", RUNNER, *overrides]
+        if options.slurm:  # the user's own overrides have the last word
+            command = [
+                "-m",
+                RUNNER,
+                logs_in(own),
+                *overrides,
+                USE_SLURM,
+                *(after(job) if job else []),
+            ]
         if options.dry_run:
             print(shlex.join(["python", *command]))
             job = f"JOB_OF_THE_{stage.upper()}" if options.slurm else None
             continue
         if options.slurm:
-            own = folder / STAGE_FOLDERS[stage]
             job = submit(f"{title}, seed {seed}: {stage}", [sys.executable, *command], own)
             if job is None:
                 return False

@@ -14,6 +14,7 @@ from typing import IO, Any
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.patient_files import read_json
 from vissl_barlow.provenance import file_sha256
+from vissl_barlow.reproduce.overrides import override
 from vissl_barlow.reproduce.results import is_finished
 from vissl_barlow.stop_signals import StopSignals
 
@@ -101,6 +102,11 @@ def sbatch(command: Sequence[str], folder: Path, gpus: str) -> list[str]:
     ]
 
 
+def logs_in(folder: Path) -> str:
+    """The override for VISSL's runner that puts its jobs' logs into `folder`."""
+    return override("SLURM.LOG_FOLDER", str(folder))
+
+
 def after(job: str) -> list[str]:
     """Overrides for VISSL's runner whose job is to begin when job `job` has succeeded, and is not to be
     left in the queue where that fails."""
@@ -124,6 +130,7 @@ def submit(title: str, command: Sequence[str], folder: Path) -> str | None:
         if queue.returncode == 0 and queue.stdout.strip():
             print(f"{title}: job {job} is in the queue", flush=True)
             return job
+        print(f"{title}: job {job} ended without a result, logs in {folder}", flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     submitted = re.search(r"^(?:SUBMITTED: )?(\d+)\b", done.stdout, re.MULTILINE)
     if done.returncode != 0 or submitted is None:

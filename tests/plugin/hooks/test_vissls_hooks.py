@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from patience import wait_until
 from small_disks import full, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
@@ -79,10 +80,7 @@ def close_board(writer, folder: Path) -> None:
 
     The next number goes to another file.
     """
-    deadline = time.monotonic() + 60
-    while not has_content(folder):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: has_content(folder), lambda: f"no board in {folder}")
     time.sleep(0.01)
     writer.close()
 

@@ -48,6 +48,7 @@ MENDS = (
     launcher.end_processes_together,
     launcher.end_by_ctrl_c,
     launcher.set_process_group_timeout,
+    launcher.meet_at_a_port_of_the_jobs_own,
     launcher.submit_to_slurm_what_it_takes,
 )
 

@@ -8,6 +8,7 @@ import submitit
 import torch
 import torch.distributed as dist
 from submitit.core.utils import FailedJobError
+from submitit.helpers import TorchDistributedEnvironment
 from vissl.trainer import SelfSupervisionTrainer
 from vissl.utils import distributed_launcher
 from vissl.utils.env import get_machine_local_and_dist_rank
@@ -25,6 +26,9 @@ from vissl_barlow.vissl_plugin.wrap import (
     of_barlow_owner,
     wrap,
 )
+
+# The default of `config.SLURM.PORT_ID`.
+VISSLS_PORT = "40050"
 
 
 def lock_checkpoint_folder() -> None:
@@ -102,6 +106,23 @@ def set_process_group_timeout() -> None:
             return original(trainer, use_gpu)
         finally:
             dist.init_process_group = init
+
+
+def meet_at_a_port_of_the_jobs_own() -> None:
+    """vissl/utils/distributed_launcher.py:215 (`_ResumableSlurmJob.__call__`): `SLURM.PORT_ID`, 40050.
+
+    A fault of VISSL 0.1.6: every job listens there, and of two on one node the second ends at once
+    (EADDRINUSE). Now it is the port that submitit draws from the job's number, unless the key names
+    another.
+    """
+
+    @wrap(distributed_launcher, "get_dist_run_id", applies=of_barlow_config)
+    def get_dist_run_id(original, cfg, num_nodes):
+        run_id = original(cfg, num_nodes)
+        address, _, port = run_id.rpartition(":")
+        if not cfg.SLURM.USE_SLURM or port != VISSLS_PORT:
+            return run_id
+        return f"{address}:{TorchDistributedEnvironment().master_port}"
 
 
 def submit_to_slurm_what_it_takes() -> None:
