@@ -1,0 +1,279 @@
+"""What a folder of images is: which are trained on, which are held out, and what labels they have."""
+
+import difflib
+import functools
+import hashlib
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vissl_barlow.images import FORMATS, PARTS, list_images
+from vissl_barlow.messages import listed
+from vissl_barlow.regular_files import open_regular
+
+# Of each class, one image in so many is held out where nothing else is there to test on.
+HELD_OUT_ONE_IN = 10
+# Enough for a median.
+SAMPLED_SIZES = 256
+# The parts that may be tested on, the first before the others: a test/ often has no labels.
+_TEST_PARTS = tuple(part for part in PARTS if part != "train")
+_SHOWN_ENDINGS = 3
+
+
+class FolderRefused(ValueError):
+    """A path that is no folder of images; the message says why.
+
+    Attributes:
+        instead: a path that may have been meant, or None.
+    """
+
+    def __init__(self, why: str, instead: str | None = None) -> None:
+        super().__init__(why)
+        self.instead = instead
+
+
+@dataclass(frozen=True)
+class OwnFolder:
+    """The images below a folder.
+
+    Attributes:
+        root: the folder, as it was given.
+        train: paths, relative to `root`, of the images to pretrain on.
+        test: those of the images that are held out; none without labels.
+        classes: names of the classes, sorted; none without labels.
+        train_labels, test_labels: (N,) int64, places in `classes`, of `train` and `test`; None without
+            labels.
+        test_from: whence `test` is, such as "val/" or "1 in 10 of each class"; "" without labels.
+        note: why there are no labels, or what is left out; "" where there is nothing to say.
+    """
+
+    root: str
+    train: list[str]
+    test: list[str]
+    classes: list[str]
+    train_labels: np.ndarray | None
+    test_labels: np.ndarray | None
+    test_from: str
+    note: str
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) heights and widths in pixels of at most 256 images of `train`, drawn at random but
+        always the same; without those whose header cannot be read."""
+        count = min(SAMPLED_SIZES, len(self.train))
+        chosen = random.Random(0).sample(self.train, count)
+        sizes = [_size_of(os.path.join(self.root, name)) for name in chosen]
+        return np.array([size for size in sizes if size], dtype=np.int64).reshape(-1, 2)
+
+    @property
+    def description(self) -> str:
+        """What was found, in one line."""
+        images = len(self.train) + len(self.test)
+        if not self.classes:
+            found = f"{images} images without labels"
+            return f"{found}: {self.note}" if self.note else found
+        line = (
+            f"{images} images in {len(self.classes)} classes; {len(self.test)} of them "
+            f"({self.test_from}) are held out: they test, and are not pretrained on"
+        )
+        return f"{line}; {self.note}" if self.note else line
+
+
+def read_folder(path: str | os.PathLike[str]) -> OwnFolder:
+    """Says what images `path` has, by the names of its folders alone.
+
+    Folders of images are classes, named by the topmost that tell images apart, unless there is but one
+    or images lie beside them. `train/` beside `val/` (or `valid/`, `validation/`, `test/`, the first
+    whose classes are train's) gives the images to train and to test on. Otherwise 1 in 10 of each class
+    of at least two images is held out, at least one, chosen by the images' names alone. Without labels
+    nothing is held out.
+
+    Raises:
+        FolderRefused: no folder, none with images, or one with others beside `train/` and `val/`.
+        UnreadableFolder: a folder below it cannot be read, or a link there leads nowhere.
+    """
+    root = os.fspath(path)
+    if not os.path.isdir(root):
+        raise _no_folder(root)
+    names = list_images(root)
+    if not names:
+        raise FolderRefused(_what_else(root))
+    base = _base(names)
+    tops = _tops(names, base)
+    if parts := _parts(tops):
+        if others := [top or "images" for top in tops if top not in parts]:
+            raise FolderRefused(
+                f"found {listed(others)} beside {listed(parts)}, parts of a data set; name one folder",
+                os.path.join(root, base, parts[0]),
+            )
+        return _of_parts(root, names, base, parts)
+    labels, note = _labels(names, base)
+    return _with_held_out(root, names, labels, note)
+
+
+def _no_folder(path: str) -> FolderRefused:
+    absolute = Path(path).absolute()
+    if absolute.is_file():
+        return FolderRefused("this is a file, and not a folder of images", str(absolute.parent))
+    if os.path.lexists(absolute):
+        return FolderRefused("this is no folder")
+    parent = absolute.parent
+    try:
+        beside = sorted(entry.name for entry in os.scandir(parent) if entry.is_dir())
+    except OSError:
+        beside = []
+    near = difflib.get_close_matches(absolute.name, beside, n=1)
+    return FolderRefused("there is no such folder", str(parent / near[0]) if near else None)
+
+
+def _what_else(root: str) -> str:
+    """Why a folder without images is refused."""
+    endings: Counter[str] = Counter()
+    for _, _, files in os.walk(root):
+        endings.update(Path(name).suffix.lower() for name in files)
+    expected = f"no image is in or below it: expected {', '.join(FORMATS)} files"
+    if not endings:
+        return f"{expected}, and found no file at all"
+    common = [ending for ending, _ in endings.most_common(_SHOWN_ENDINGS)]
+    return f"{expected}, and found {listed(common)}"
+
+
+def _base(names: Sequence[str]) -> str:
+    """The folder, relative to the root, where the names of the images part: "" for the root itself."""
+    # Of names in their folders' order the first and the last part soonest.
+    folders = [os.path.dirname(name) for name in (names[0], names[-1])]
+    return os.path.commonpath(folders) if all(folders) else ""
+
+
+def _tops(names: Sequence[str], base: str) -> list[str]:
+    """The first folders below `base`, sorted; "" stands for images right in it."""
+    return sorted(set(_firsts(names, base)))
+
+
+def _firsts(names: Sequence[str], base: str) -> list[str]:
+    """Of each image, the first folder below `base`: "" if it is right in it, or not below it."""
+    start = base + os.sep if base else ""
+    firsts = []
+    for name in names:
+        top, separator, _ = name.removeprefix(start).partition(os.sep)
+        firsts.append(top if separator and name.startswith(start) else "")
+    return firsts
+
+
+def _parts(tops: Sequence[str]) -> list[str]:
+    """train/ and what is to be tested on beside it, as they are spelt; none if it is not such a data
+    set."""
+    by_name = {top.lower(): top for top in tops}
+    test = [by_name[part] for part in _TEST_PARTS if part in by_name]
+    return [by_name["train"], *test] if "train" in by_name and test else []
+
+
+def _labels(names: Sequence[str], base: str) -> tuple[list[str] | None, str]:
+    """The class of each image, or None and why there is none."""
+    tops = _tops(names, base)
+    if len(tops) == 1:
+        return None, ""
+    if "" in tops:
+        return None, "images lie beside folders of images, so these are taken for no classes"
+    if {top.lower() for top in tops} <= set(PARTS):
+        return None, f"{listed(tops)} are parts of a data set, and no classes"
+    return _firsts(names, base), ""
+
+
+def _of_parts(root: str, names: Sequence[str], base: str, parts: Sequence[str]) -> OwnFolder:
+    train, *tests = parts
+    train_folder = os.path.join(base, train)
+    own = _below(names, train_folder)
+    labels, note = _labels(own, _base(own))
+    if labels is None:
+        left_out = f"{listed(tests)} left out"
+        return _with_held_out(root, own, None, f"{note}; {left_out}" if note else left_out)
+    inside = os.path.relpath(_base(own), train_folder)
+    for part in tests:
+        folder = os.path.join(base, part)
+        test = _below(names, folder)
+        theirs = _firsts(test, os.path.normpath(os.path.join(folder, inside)))
+        if set(theirs) <= set(labels):
+            others = [other for other in tests if other != part]
+            note = f"{listed(others)} left out" if others else ""
+            return _labelled(root, own, labels, test, theirs, f"{part}/", note)
+    note = f"{listed(tests)} left out, since its classes are not those of {train}"
+    return _with_held_out(root, own, labels, note)
+
+
+def _below(names: Sequence[str], folder: str) -> list[str]:
+    return [name for name in names if name.startswith(folder + os.sep)]
+
+
+def _with_held_out(
+    root: str, names: Sequence[str], labels: Sequence[str] | None, note: str
+) -> OwnFolder:
+    held_out = _held_out(names, labels) if labels else set()
+    if labels and not held_out:
+        labels, note = None, "no class has two images"
+    if not labels:
+        return OwnFolder(root, list(names), [], [], None, None, "", note)
+    train, test = (
+        [pair for pair in zip(names, labels) if (pair[0] in held_out) is wanted]
+        for wanted in (False, True)
+    )
+    return _labelled(
+        root,
+        *([each[0] for each in train], [each[1] for each in train]),
+        *([each[0] for each in test], [each[1] for each in test]),
+        f"1 in {HELD_OUT_ONE_IN} of each class",
+        note,
+    )
+
+
+def _held_out(names: Sequence[str], labels: Sequence[str]) -> set[str]:
+    """Of each class those whose names hash to the smallest numbers: images that come or go later
+    leave the others where they are."""
+    of_class: dict[str, list[str]] = {}
+    for name, label in zip(names, labels):
+        of_class.setdefault(label, []).append(name)
+    held_out: set[str] = set()
+    for members in of_class.values():
+        if len(members) > 1:
+            count = max(1, len(members) // HELD_OUT_ONE_IN)
+            held_out.update(sorted(members, key=_draw)[:count])
+    return held_out
+
+
+def _draw(name: str) -> bytes:
+    # The last two parts: the folder's own place, or one around it, may change.
+    tail = "/".join(Path(name).parts[-2:])
+    return hashlib.blake2b(os.fsencode(tail), digest_size=8).digest()
+
+
+def _labelled(
+    root: str,
+    train: list[str],
+    train_classes: list[str],
+    test: list[str],
+    test_classes: list[str],
+    test_from: str,
+    note: str,
+) -> OwnFolder:
+    classes = sorted(set(train_classes))
+    index = {name: label for label, name in enumerate(classes)}
+    train_labels, test_labels = (
+        np.array([index[name] for name in names], dtype=np.int64)
+        for names in (train_classes, test_classes)
+    )
+    return OwnFolder(root, train, test, classes, train_labels, test_labels, test_from, note)
+
+
+def _size_of(path: str) -> tuple[int, int] | None:
+    """Height and width from the header; None where it cannot be read."""
+    try:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+            return image.height, image.width
+    except Exception:  # whatever Pillow's parsers raise
+        return None
