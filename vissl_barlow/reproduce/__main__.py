@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from vissl_barlow.reproduce import commands, report
+from vissl_barlow.reproduce import commands, own, report
 from vissl_barlow.reproduce.studies import IMAGENET, load_study, study_names
-from vissl_barlow.reproduce.transfer import load_table, table_names
+from vissl_barlow.reproduce.transfer import OWN, load_table, table_names
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
 
 
@@ -21,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
         study = names.add_parser(name, help=load_study(name, IMAGENET).title)
         commands.add_study_arguments(study)
         study.set_defaults(run=commands.run_study)
+    evaluation = names.add_parser(OWN, help="a checkpoint on a folder of your own images")
+    own.add_arguments(evaluation)
+    evaluation.set_defaults(run=own.run)
     summary = names.add_parser("report", help="tables, figures and a page of all runs in a folder")
     report.add_arguments(summary)
     # Overrides may stand between the options, where a parser of its own would not look for them.

@@ -23,13 +23,16 @@ def global_batch(config: str, overrides: Sequence[str] = ()) -> int:
     return composed.DATA.TRAIN.BATCHSIZE_PER_REPLICA * _processes(composed)
 
 
-def share_of(batch: int | None, config: str, overrides: Sequence[str]) -> list[str]:
+def share_of(
+    batch: int | None, config: str, overrides: Sequence[str], *, always: bool = False
+) -> list[str]:
     """The override that spreads a global batch over the processes that `overrides` ask for.
 
     None where the overrides name the batch per process themselves, or the config's is the share.
 
     Args:
         batch: the global batch; None for the one of `config`, with the groups of `overrides`.
+        always: state the share even if it is the config's.
 
     Raises:
         ValueError: the processes do not divide it.
@@ -48,7 +51,8 @@ def share_of(batch: int | None, config: str, overrides: Sequence[str]) -> list[s
             f"{composed.DISTRIBUTED.NUM_PROC_PER_NODE}): choose a number of processes that divides it"
         )
     share = wanted // processes
-    return [] if share == composed.DATA.TRAIN.BATCHSIZE_PER_REPLICA else [f"{BATCH}={share}"]
+    is_the_configs = share == composed.DATA.TRAIN.BATCHSIZE_PER_REPLICA
+    return [] if is_the_configs and not always else [f"{BATCH}={share}"]
 
 
 def _compose(config: str, overrides: Sequence[str]) -> DictConfig:

@@ -72,7 +72,7 @@ def add_table_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
         "--only", default="", help="rows whose name contains this, or a variant's whole name"
     )
-    mode = _add_modes(parser, "rows")
+    mode = add_modes(parser, "rows")
     mode.add_argument("--slurm", action="store_true", help="submit them instead of running them")
     parser.add_argument("overrides", nargs="*", help="hydra's overrides, for every VISSL command")
 
@@ -89,13 +89,13 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grid", action="store_true", help=grid)
     linear = "one of hydra's overrides for every linear evaluation (repeat it)"
     parser.add_argument("--linear", action="append", default=[], metavar="KEY=VALUE", help=linear)
-    _add_modes(parser, "experiments")
+    add_modes(parser, "experiments")
     parser.add_argument("--slurm", action="store_true", help="submit to SLURM by VISSL's launcher")
     overrides = "more of hydra's overrides, for every pretraining"
     parser.add_argument("overrides", nargs="*", help=overrides)
 
 
-def _add_modes(parser: argparse.ArgumentParser, rows: str) -> argparse._MutuallyExclusiveGroup:
+def add_modes(parser: argparse.ArgumentParser, rows: str) -> argparse._MutuallyExclusiveGroup:
     """What to do instead of running the `rows`."""
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--list", action="store_true", help=f"show {rows} and results, run nothing")
@@ -120,7 +120,11 @@ def run_table(name: str, options: argparse.Namespace) -> int:
     if options.list:
         return 0
     paths = _input_paths(table, set().union(*(row.inputs for row in chosen.values())), options)
-    succeeded = [_run_row(row, folder, paths, options) for folder, row in chosen.items()]
+    numbers = {"num-gpus": str(vars(options).get("num_gpus", 1))}
+    succeeded = [
+        run_row(row, folder, {**paths, **numbers, "seed": str(row.seeds[folder])}, options)
+        for folder, row in chosen.items()
+    ]
     return int(not all(succeeded))
 
 
@@ -137,19 +141,24 @@ def _input_paths(table: Table, needed: set[str], options: argparse.Namespace) ->
     return {name: str(path.resolve()) for name, path in paths.items()}
 
 
-def _run_row(row: Row, name: str, paths: dict[str, str], options: argparse.Namespace) -> bool:
-    """Runs, submits or prints what is left of a row in folder `name`; whether nothing failed."""
+def run_row(row: Row, name: str, values: dict[str, str], options: argparse.Namespace) -> bool:
+    """Runs, submits or prints what is left of a row in folder `name` below `options.out`; whether
+    nothing failed.
+
+    Args:
+        values: what its arguments' names stand for; "checkpoint", empty for the untrained trunk, and
+            "num-gpus" in any case.
+    """
     folder = options.out.resolve() / name
     finished = row.result.read(folder)
     if not options.dry_run:
-        claim(folder, paths["checkpoint"])
+        claim(folder, values["checkpoint"])
     if finished:
         return True
-    numbers = {"seed": str(row.seeds[name]), "num-gpus": str(vars(options).get("num_gpus", 1))}
     for step in row.steps:
         if step.creates and (folder / step.creates).exists():
             continue
-        command = _command(step, {**paths, **numbers, "folder": str(folder)}, options)
+        command = _command(step, {**values, "folder": str(folder)}, options)
         if options.dry_run:
             print(shlex.join(command), flush=True)
         elif options.slurm and not step.creates:

@@ -146,12 +146,12 @@ def submit(title: str, command: Sequence[str], folder: Path) -> str | None:
 
 
 def claim(folder: Path, checkpoint: str) -> None:
-    """Marks `folder` as this checkpoint's.
+    """Marks `folder` as this checkpoint's, or, if it is "", as the untrained trunk's.
 
     Raises:
         ValueError: it holds another checkpoint's results.
     """
-    digest = file_sha256(checkpoint)
+    digest = file_sha256(checkpoint) if checkpoint else ""
     state = _read_state(folder)
     if state.get("sha256", digest) != digest:
         raise ValueError(

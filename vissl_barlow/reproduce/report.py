@@ -91,14 +91,14 @@ def markdown(table: ReportTable) -> str:
 
 def csv_row(table: ReportTable, row: ReportRow, root: Path) -> dict[str, object]:
     """A row in full precision, by column; folders are below `root`."""
-    on_digits = table.data == DIGITS
+    of_paper = table.data == IMAGENET
     columns = {
         "item": table.name,
         "data": table.data,
         "label": row.label,
         "figure": row.figure,
-        "paper": None if on_digits else row.reference,
-        "untrained_trunk": row.reference if on_digits else None,
+        "paper": row.reference if of_paper else None,
+        "untrained_trunk": None if of_paper else row.reference,
         "built_in": row.built_in,
         "ours": row.ours,
         "sd": row.spread,

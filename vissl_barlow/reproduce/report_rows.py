@@ -21,7 +21,7 @@ class ReportRow:
     Attributes:
         label: the experiment's.
         figure: what is measured, as "top-1".
-        reference: what the paper reports; on the digits, the untrained trunk's.
+        reference: what the paper reports; on other images than its own, the untrained trunk's.
         built_in: what VISSL reports for its own Barlow Twins.
         values: our numbers, one of each run.
         number_format: of our number; the default is for percentages.
@@ -104,8 +104,8 @@ class ReportTable:
     """A table or figure.
 
     Attributes:
-        name: "table1" to "table7", "figure1" to "figure5", "objectives", "others".
-        data: IMAGENET or DIGITS.
+        name: "table1" to "table7", "figure1" to "figure5", "objectives", "own", "others".
+        data: IMAGENET, DIGITS or "own".
         x_label: of a figure's first panel.
         compared: all runs of a study, also those of its `best_of` that were not the best.
         curves: Figure 1's, run to logged steps.
@@ -128,7 +128,8 @@ class ReportTable:
     @property
     def stem(self) -> str:
         """Of its files, below the report's folder."""
-        return self.name if self.data == IMAGENET else f"{self.data}/{self.name}"
+        alone = self.data in (IMAGENET, self.name)
+        return self.name if alone else f"{self.data}/{self.name}"
 
     @property
     def reference_name(self) -> str:

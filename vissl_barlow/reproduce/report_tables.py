@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP
+from vissl_barlow.reproduce.report_own import own_table
 from vissl_barlow.reproduce.report_rows import (
     ReportRow,
     ReportTable,
@@ -31,7 +32,7 @@ from vissl_barlow.reproduce.studies import (
     pretraining,
     study_names,
 )
-from vissl_barlow.reproduce.transfer import Row, load_table, table_names
+from vissl_barlow.reproduce.transfer import OWN, Row, load_table, table_names
 
 TITLE_SUFFIX = {IMAGENET: "", DIGITS: " — digits, NOT ImageNet"}
 # The paper's pretraining, which Tables 1 to 4 evaluate; both configs have the same batch and gradients.
@@ -47,8 +48,9 @@ def all_tables(found: Runs, papers: Sequence[str] = ()) -> list[ReportTable]:
     names = ["figure1", *sorted([*table_names(), *study_names()], key=_in_the_papers_order)]
     imagenet = [report_table(name, IMAGENET, found, papers=papers) for name in names]
     digits = [report_table(name, DIGITS, found) for name in names if name not in table_names()]
-    others = other_table(found, [*imagenet, *digits])
-    return [*imagenet, *(table for table in (*digits, others) if table.measured)]
+    own = own_table(found)
+    others = other_table(found, [*imagenet, *digits, own])
+    return [*imagenet, *(table for table in (*digits, own, others) if table.measured)]
 
 
 def report_table(
@@ -62,7 +64,7 @@ def report_table(
     """A table or figure, from the runs whose settings are its own and `overrides`.
 
     Args:
-        name: "figure1", a table of `transfer` or a study.
+        name: "figure1", "own", a table of `transfer` or a study.
         data: IMAGENET or DIGITS; the tables of `transfer` are on ImageNet.
         overrides: hydra's or Detectron2's; Figure 1 has the runs of all settings.
         linear: a study's linear evaluations have these on top of Table 1's.
@@ -70,6 +72,8 @@ def report_table(
     """
     if name == "figure1":
         return training_table(data, found)
+    if name == OWN:
+        return own_table(found)
     if name in table_names():
         return transfer_table(name, found, overrides, papers)
     return study_table(name, data, found, overrides, linear)

@@ -53,6 +53,12 @@ def read_mean_average_precision(path: Path) -> dict[str, float]:
     return {"mAP": 100 * json.loads(path.read_text())["mAP"]} if path.exists() else {}
 
 
+def read_neighbours(path: Path) -> dict[str, float]:
+    """Accuracies from the k-NN tool's knn_<layer>.json."""
+    accuracies = json.loads(path.read_text()) if path.exists() else {}
+    return {name.replace("_", "-"): accuracies[name] for name in ("top_1", "top_5") if accuracies}
+
+
 DETECTION_TASKS = {"bbox": "box", "segm": "mask"}
 
 
@@ -89,6 +95,7 @@ def read_probe(path: Path) -> dict[str, float]:
 READERS = {
     "accuracy": read_accuracy,
     "mean_average_precision": read_mean_average_precision,
+    "neighbours": read_neighbours,
     "detection": read_detection,
     "probe": read_probe,
 }

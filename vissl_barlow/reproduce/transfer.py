@@ -1,4 +1,5 @@
 """Tables 1 to 4, transfer from one checkpoint: each row some commands, and a file with their result.
+`own`, the same on one's own images, is written as these are.
 
 A table is a file of `benchmark_configs/tables`:
 
@@ -91,14 +92,17 @@ def _folder() -> Path:
     return config_folder("benchmark_configs") / "tables"
 
 
+OWN = "own"
+
+
 def table_names() -> list[str]:
-    """The tables there are, by name."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    """The paper's tables, by name."""
+    return sorted(path.stem for path in _folder().glob("*.yaml") if path.stem != OWN)
 
 
 @functools.cache
 def load_table(name: str) -> Table:
-    """The table `name`, one of `table_names()`."""
+    """The table `name`, one of `table_names()` or OWN."""
     content = yaml.safe_load((_folder() / f"{name}.yaml").read_text())
     rows = {}
     for row in content["rows"]:
@@ -142,5 +146,5 @@ def _variant(row: Row, name: str, label: str) -> Row:
 @functools.cache
 def rows_by_config() -> dict[str, Row]:
     """The rows that are run, of all tables, and their variants, by the config that they run."""
-    tables = map(load_table, table_names())
+    tables = map(load_table, (*table_names(), OWN))
     return {row.config: row for table in tables for row in (*table.rows, *table.variants)}
