@@ -291,6 +291,12 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
         then=lambda place: has_accuracy(place.folder / "checkpoints" / "imagenet1k_linear"),
     ),
     "python -m vissl_barlow.checkpoint --to torchvision --trunk encoder_k IN OUT": converts_the_other,
+    f"{RUNNER} config=benchmark/vissl_barlow/imagenet1k_linear "
+    "+config/benchmark/vissl_barlow/overlays=bundled_digits "
+    "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch config.CHECKPOINT.DIR=linear": runs(
+        *ONE_EPOCH[1:], then=lambda place: has_accuracy(place.folder / "linear")
+    ),
+    "python -m vissl_barlow.checkpoint checkpoint.torch": runs(prints="export it"),
     "python -m vissl_barlow.checkpoint --to safetensors IN OUT.safetensors": converts,
     "python -m vissl_barlow.checkpoint --to onnx IN OUT.onnx": (
         is_tested_by(EXPORTS_TEST, "test_onnxruntime_gives_the_representations")

@@ -1,4 +1,4 @@
-"""Command line: `python -m vissl_barlow.checkpoint --to FORMAT IN OUT`."""
+"""Command line: `python -m vissl_barlow.checkpoint --to FORMAT IN OUT`; with `IN` alone, what it is."""
 
 import argparse
 import errno
@@ -15,6 +15,7 @@ from vissl_barlow.checkpoint.names import to_detectron2, to_vissl
 from vissl_barlow.checkpoint.torch_file import save_atomically
 from vissl_barlow.checkpoint.trunk import read_trunk
 from vissl_barlow.messages import listed
+from vissl_barlow.next_steps import next_steps
 
 
 class _Format(NamedTuple):
@@ -71,9 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m vissl_barlow.checkpoint",
         description="Translate the ResNet trunk of a checkpoint (VISSL, Barlow Twins authors, "
         "torchvision, timm, MoCo, SwAV, DINO, iBOT, solo-learn, lightly, Detectron2, safetensors: "
-        "recognised by itself) into another format.",
+        "recognised by itself) into another format. Without --to and OUT: say what it is, its run's "
+        "numbers, and the commands that evaluate, export and report it.",
     )
-    parser.add_argument("--to", required=True, choices=_FORMATS, help="format to write")
+    parser.add_argument("--to", choices=_FORMATS, help="format to write")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument(
         "--trunk",
@@ -83,10 +85,17 @@ def main(arguments: list[str] | None = None) -> int:
         "student); by default the one that its authors evaluate",
     )
     parser.add_argument("source", metavar="IN", type=Path)
-    parser.add_argument("target", metavar="OUT", type=Path)
+    parser.add_argument("target", metavar="OUT", type=Path, nargs="?")
     options = parser.parse_args(arguments)
+    source, target, to = options.source, options.target, options.to
+    if (target is None) != (to is None):
+        parser.error("give both --to FORMAT and OUT to convert IN, or neither to see what it is")
     try:
-        print(_convert(options.source, options.target, options.to, options.force, options.trunk))
+        if target and to:
+            print(_convert(source, target, to, options.force, options.trunk))
+        else:
+            trunk = read_trunk(source, options.trunk)
+            print(next_steps(source, trunk.layout, trunk.step))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
