@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent
 # The configs live at the top of the checkout, where VISSL users look for them; a wheel carries them
 # inside the package, where no other distribution's `configs` can hide them.
 CONFIG_FOLDERS = ("configs", "benchmark_configs")
+EXPORT = ["onnx", "onnxruntime"]
 
 
 class BuildWithConfigs(build_py):
@@ -80,6 +81,20 @@ setup(
         "vissl": ["vissl==0.1.6", "classy-vision==0.7.0"],
         # Not on PyPI: https://detectron2.readthedocs.io/tutorials/install.html
         "detectron2": ["detectron2"],
-        "test": ["pytest", "pytest-xdist", "hypothesis", "playwright", "ruff", "mypy", "wheel"],
+        # For `python -m vissl_barlow.checkpoint --to onnx`.
+        "export": EXPORT,
+        "test": [
+            *(
+                "pytest",
+                "pytest-xdist",
+                "hypothesis",
+                "playwright",
+                "ruff",
+                "mypy",
+                "wheel",
+                "timm",
+            ),
+            *EXPORT,
+        ],
     },
 )

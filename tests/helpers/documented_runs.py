@@ -228,10 +228,10 @@ def converts(place: Place, command: str) -> None:
     """Each of the formats that the command offers by `|`; all hold the same numbers."""
     before = load_trunk(place.folder / "IN")
     words = place.words(command)
-    formats = next(word for word in words if "|" in word or word == "detectron2").split("|")
-    for name in formats:
+    offered = words[words.index("--to") + 1]
+    for name in offered.split("|"):
         output = f"{name}_{words[-1]}"
-        place.run([name if "|" in word else word for word in words[:-1]] + [output])
+        place.run([name if word == offered else word for word in words[:-1]] + [output])
         after = load_trunk(place.folder / output)
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)

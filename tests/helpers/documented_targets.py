@@ -12,6 +12,9 @@ from documented import ROOT
 from documented_runs import Place
 from makefile import make, recipe
 
+from vissl_barlow.checkpoint import load_trunk
+from vissl_barlow.resnet import build_trunk
+
 QUICKSTART_TEST = "tests/plugin/hooks/test_quickstart.py"
 
 
@@ -26,6 +29,18 @@ def is_python(place: Place, code: str) -> None:
     on, off = ((1 - np.diag(c)) ** 2).sum(), (c**2).sum() - (np.diag(c) ** 2).sum()
     found = [float(names[name]) for name in ("loss", "invariance", "redundancy")]
     assert found == pytest.approx([on + 5e-3 * off, on, off])
+
+
+def loads_the_trunk(place: Place, code: str) -> None:
+    """README's two lines: the checkpoint's trunk in a ResNet, whose classifier stays its own."""
+    trunk = load_trunk(place.trunk)
+    resnet = build_trunk(18, width_multiplier=0.5)
+    resnet.fc = torch.nn.Linear(256, 10)
+    # The checkpoint is where the reader is.
+    exec(
+        code.replace("checkpoint.torch", str(place.folder / "checkpoint.torch")), {"resnet": resnet}
+    )
+    assert all(torch.equal(resnet.state_dict()[name], tensor) for name, tensor in trunk.items())
 
 
 def assert_composes(overrides: list[str]) -> None:

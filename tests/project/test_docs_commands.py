@@ -46,6 +46,7 @@ from documented_targets import (
     is_run_by_the_gate,
     is_tested_by,
     lint,
+    loads_the_trunk,
     quickstart,
     soak,
     suite,
@@ -178,6 +179,7 @@ LINEAR_OF_SMALL = (
     "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
     "config.MODEL.HEAD.PARAMS=[[barlow_linear,{in_dim:64,num_classes:10}]]",
 )
+EXPORTS_TEST = "tests/checkpoint/test_exports.py"
 DOTS = {" ...": ""}
 EVALUATION_FILES = ("train_config.yaml", "checkpoint.torch")
 
@@ -218,6 +220,8 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     "config.SLURM.PARTITION=PARTITION config.SLURM.TIME_HOURS=72": submits(hours=72),
     "from vissl_barlow.loss import barlow_twins_loss\n"
     "loss, invariance, redundancy = barlow_twins_loss(z_a, z_b, lambda_=5e-3)": is_python,
+    "from vissl_barlow.checkpoint import load_trunk\n"
+    'resnet.load_state_dict(load_trunk("checkpoint.torch"), strict=False)': loads_the_trunk,
     "pip install -c constraints.txt .": installs,
     "pip install --no-deps vissl==0.1.6": installs,
     "pip install --no-deps --force-reinstall classy-vision==0.7.0": installs,
@@ -287,6 +291,16 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
         then=lambda place: has_accuracy(place.folder / "checkpoints" / "imagenet1k_linear"),
     ),
     "python -m vissl_barlow.checkpoint --to torchvision --trunk encoder_k IN OUT": converts_the_other,
+    f"{RUNNER} config=benchmark/vissl_barlow/imagenet1k_linear "
+    "+config/benchmark/vissl_barlow/overlays=bundled_digits "
+    "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=checkpoint.torch config.CHECKPOINT.DIR=linear": runs(
+        *ONE_EPOCH[1:], then=lambda place: has_accuracy(place.folder / "linear")
+    ),
+    "python -m vissl_barlow.checkpoint checkpoint.torch": runs(prints="export it"),
+    "python -m vissl_barlow.checkpoint --to safetensors IN OUT.safetensors": converts,
+    "python -m vissl_barlow.checkpoint --to onnx IN OUT.onnx": (
+        is_tested_by(EXPORTS_TEST, "test_onnxruntime_gives_the_representations")
+    ),
     "python -m tools.nearest_neighbor_test config=benchmark/vissl_barlow/imagenet1k_knn ...": runs(
         *FOLDERS, replace=DOTS, leaves=("checkpoints/imagenet1k_knn/knn_res5avg.json",)
     ),
@@ -332,7 +346,7 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     # docs/speed.md
     "make bench-gpu": NO_GPU,
     # docs/troubleshooting.md
-    "python -m vissl_barlow.checkpoint --to torchvision|vissl|detectron2 IN OUT": converts,
+    "python -m vissl_barlow.checkpoint --to torchvision|timm|vissl|detectron2 IN OUT": converts,
 }
 
 

@@ -5,7 +5,8 @@
 Everything is read into torchvision's names and written from them, so each pair of formats costs two
 rules. Tensors are never touched: dtypes, strides and `num_batches_tracked` survive every trip.
 
-Command line: `python -m vissl_barlow.checkpoint --to FORMAT [--trunk PREFIX] IN OUT`.
+`exports.py` writes for programs that read neither. Command line:
+`python -m vissl_barlow.checkpoint --to FORMAT [--trunk PREFIX] IN OUT`.
 """
 
 from vissl_barlow.checkpoint.architecture import TrunkDepth, check_fits, trunk_depth

@@ -1,35 +1,64 @@
-"""Command line: `python -m vissl_barlow.checkpoint --to {torchvision,vissl,detectron2} IN OUT`."""
+"""Command line: `python -m vissl_barlow.checkpoint --to FORMAT IN OUT`; with `IN` alone, what it is."""
 
 import argparse
 import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from vissl_barlow.atomic_files import atomic_file
+from vissl_barlow.checkpoint.exports import to_onnx, to_safetensors
 from vissl_barlow.checkpoint.names import to_detectron2, to_vissl
 from vissl_barlow.checkpoint.torch_file import save_atomically
 from vissl_barlow.checkpoint.trunk import read_trunk
 from vissl_barlow.messages import listed
+from vissl_barlow.next_steps import next_steps
 
-_WRITERS: dict[str, Callable[[dict[str, Tensor]], dict[str, Any]]] = {
-    "torchvision": dict,
-    "vissl": to_vissl,
-    "detectron2": to_detectron2,
+
+class _Format(NamedTuple):
+    """What to write from a trunk in torchvision's names, bytes or what `torch.save` is to save; and
+    the ending that the file must have, by which programs tell the format, "" for any other."""
+
+    write: Callable[[dict[str, Tensor]], dict[str, Any] | bytes]
+    suffix: str = ""
+
+
+_FORMATS: dict[str, _Format] = {
+    "torchvision": _Format(dict),
+    "timm": _Format(dict),  # its ResNets have torchvision's names
+    "vissl": _Format(to_vissl),
+    "detectron2": _Format(to_detectron2),
+    "safetensors": _Format(to_safetensors, ".safetensors"),
+    "onnx": _Format(to_onnx, ".onnx"),
 }
+_OWN_SUFFIXES = {format.suffix for format in _FORMATS.values() if format.suffix}
+
+
+def _refuse_suffix(target: Path, to: str) -> None:
+    suffix = _FORMATS[to].suffix
+    if to == "detectron2" and target.suffix in (".pkl", ".pyth"):
+        raise ValueError(
+            f"{target}: Detectron2 reads {target.suffix} files in another way; name it .pth"
+        )
+    if target.suffix != suffix and (suffix or target.suffix in _OWN_SUFFIXES):
+        wanted = suffix or f".pth, or give --to {target.suffix[1:]}"
+        raise ValueError(f"{target}: programs tell what a file is by its ending; name it {wanted}")
 
 
 def _convert(source: Path, target: Path, to: str, force: bool, prefix: str) -> str:
     if target.exists() and not force:
         raise FileExistsError(errno.EEXIST, "exists; --force replaces it", str(target))
-    if to == "detectron2" and target.suffix in (".pkl", ".pyth"):
-        raise ValueError(
-            f"{target}: Detectron2 reads {target.suffix} files in another way; name it .pth"
-        )
+    _refuse_suffix(target, to)
     trunk = read_trunk(source, prefix)
-    save_atomically(_WRITERS[to](trunk.state_dict), target)
+    content = _FORMATS[to].write(trunk.state_dict)
+    if isinstance(content, bytes):
+        with atomic_file(target) as file:
+            file.write(content)
+    else:
+        save_atomically(content, target)
     others = f", not the trunk {listed(trunk.others)}" if trunk.others else ""
     return (
         f"{source} ({trunk.source}{others}: {trunk.layout}, {len(trunk.state_dict)} "
@@ -43,9 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m vissl_barlow.checkpoint",
         description="Translate the ResNet trunk of a checkpoint (VISSL, Barlow Twins authors, "
         "torchvision, timm, MoCo, SwAV, DINO, iBOT, solo-learn, lightly, Detectron2, safetensors: "
-        "recognised by itself) into another format.",
+        "recognised by itself) into another format. Without --to and OUT: say what it is, its run's "
+        "numbers, and the commands that evaluate, export and report it.",
     )
-    parser.add_argument("--to", required=True, choices=_WRITERS, help="format to write")
+    parser.add_argument("--to", choices=_FORMATS, help="format to write")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument(
         "--trunk",
@@ -55,10 +85,17 @@ def main(arguments: list[str] | None = None) -> int:
         "student); by default the one that its authors evaluate",
     )
     parser.add_argument("source", metavar="IN", type=Path)
-    parser.add_argument("target", metavar="OUT", type=Path)
+    parser.add_argument("target", metavar="OUT", type=Path, nargs="?")
     options = parser.parse_args(arguments)
+    source, target, to = options.source, options.target, options.to
+    if (target is None) != (to is None):
+        parser.error("give both --to FORMAT and OUT to convert IN, or neither to see what it is")
     try:
-        print(_convert(options.source, options.target, options.to, options.force, options.trunk))
+        if target and to:
+            print(_convert(source, target, to, options.force, options.trunk))
+        else:
+            trunk = read_trunk(source, options.trunk)
+            print(next_steps(source, trunk.layout, trunk.step))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -60,7 +60,8 @@ class Trunk(NamedTuple):
 
     `state_dict` has torchvision's names, without `fc`; `source` says in words which format the file
     has; `left_out` counts the tensors beside the trunk in its state dict (classifier, projector);
-    `prefix` stood before its names; `others` are the prefixes of further trunks in the file.
+    `prefix` stood before its names; `others` are the prefixes of further trunks in the file;
+    `step`: after how many steps a checkpoint of VISSL's was saved, None for other files.
     """
 
     state_dict: dict[str, Tensor]
@@ -69,6 +70,7 @@ class Trunk(NamedTuple):
     left_out: int
     prefix: str = ""
     others: tuple[str, ...] = ()
+    step: int | None = None
 
 
 def load_trunk(path: str | os.PathLike, prefix: str = "") -> dict[str, Tensor]:
@@ -179,7 +181,16 @@ def _extract_trunk(checkpoint: Any, path: str | os.PathLike, wanted: str) -> Tru
         logging.getLogger(__name__).info(
             "%s: the trunk %s is read, and not %s", path, prefix, listed(others, NAMES_SHOWN)
         )
-    return Trunk(own, _source(prefix, stage), layout, len(tensors) - len(own), prefix, others)
+    step = checkpoint.get("iteration")
+    return Trunk(
+        own,
+        _source(prefix, stage),
+        layout,
+        len(tensors) - len(own),
+        prefix,
+        others,
+        step if isinstance(step, int) else None,
+    )
 
 
 def _state_dict(checkpoint: dict, path: str | os.PathLike) -> tuple[dict[str, Any], str]:

@@ -47,6 +47,7 @@ DIGITS_CONFIG = f"{PRETRAIN_GROUP}/{DIGITS_BASE}"
 DIGITS_GROUPS = {
     f"config/{PRETRAIN_GROUP}={DIGITS_BASE}",
     "config/benchmark/vissl_barlow/overlays=digits",
+    "config/benchmark/vissl_barlow/overlays=bundled_digits",
 }
 # What Figure 1's table has of each run, from its last logged step.
 LAST_STEP = {

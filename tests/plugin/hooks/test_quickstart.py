@@ -3,16 +3,20 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 from documented import ROOT, shown
 from makefile import recipe
 from PIL import Image
 from vissl_runs import run_module, succeeded
 
+from vissl_barlow.checkpoint import TrunkDepth
+from vissl_barlow.next_steps import next_steps
+
 PROMISED_ACCURACY = 0.95
 
 
-def test_the_quickstart_learns_the_digits_and_draws_it(tmp_path):
+def test_the_quickstart_learns_the_digits_and_draws_it(tmp_path, monkeypatch):
     (_, _, *quickstart), (_, _, *report) = recipe("quickstart")  # python -m ...
     done = succeeded(run_module(tmp_path, *quickstart))
     folder, readme = tmp_path / "quickstart", (ROOT / "README.md").read_text()
@@ -24,6 +28,11 @@ def test_the_quickstart_learns_the_digits_and_draws_it(tmp_path):
         assert f"{name}" in done.stdout and f"{100 * results[name]:.1f} %" in done.stdout
     with Image.open(folder / "barlow.png") as picture:
         assert picture.width > 1000
+    # It ends with what comes next, as the checkpoint's own command says it.
+    monkeypatch.chdir(tmp_path)
+    said = next_steps(Path("quickstart/checkpoint.torch"), TrunkDepth(18, False, 0.5), 440)
+    assert said in done.stdout
+    assert "checkpoint: " in said and "linear probe: " in said and "bundled_digits" in said
     # Progress: every line has the terms and an ETA, and the loss falls.
     lines = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
     assert lines and all("invariance" in line and "eta" in line for line in lines)

@@ -17,6 +17,7 @@ from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
 from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
 from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook
 from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor
+from vissl_barlow.vissl_plugin.hooks.next_steps import BarlowNextSteps
 from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
 from vissl_barlow.vissl_plugin.hooks.profiler import BarlowProfilingHook
 from vissl_barlow.vissl_plugin.hooks.record import RunRecord
@@ -78,4 +79,4 @@ def _pretraining_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
         probe = cfg.BARLOW.PROBE
         options = probe.EVERY_EPOCHS, probe.NEIGHBOURS, probe.WHILE_TRAINING
         hooks.append(BarlowProbe(probe.KIND, *options))
-    return hooks
+    return [*hooks, BarlowNextSteps()]  # last: it tells what the others found
