@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vissl_barlow.screen import ERASE_LINE
+
 # SIGTERM is the usual request to stop, SIGINT is Ctrl-C; SLURM's `--signal` and submitit send the
 # other two.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -58,8 +60,10 @@ class StopSignals:
             if self.interrupted:
                 raise stopped_by_ctrl_c()
             self.interrupted = True
-            # Past Python's buffers, which the interrupted code may be writing to.
-            os.write(2, b"vissl_barlow: stopping after SIGINT; once more stops at once\n")
+            # Past Python's buffers, which the interrupted code may be writing to, and over a bar.
+            begin = ERASE_LINE if os.isatty(2) else ""
+            said = f"{begin}vissl_barlow: stopping after SIGINT; once more stops at once\n"
+            os.write(2, said.encode())
         elif number == signal.SIGINT and os.getppid() != self.parent:
             os._exit(128 + number)
         self.received = number

@@ -12,7 +12,10 @@ from documented import ROOT
 PACKAGE = "vissl_barlow"
 PLUGIN = f"{PACKAGE}.vissl_plugin"
 # Of the plugin, from the top down: a room imports from itself, from rooms below it, and from the core.
-ROOMS = ("register", "checks", "mends", "components", "hooks", "run", "errors", "wrap", "settings")
+ROOMS = (
+    *("preload", "register", "checks", "mends", "components", "hooks", "run"),
+    *("errors", "wrap", "settings"),
+)
 # The last three may be imported by everybody in the plugin and import nothing of it.
 BASE = ("errors", "wrap", "settings")
 FOREIGN = {"vissl", "classy_vision", "detectron2", "tools"}

@@ -1,5 +1,6 @@
 """The only code that imports VISSL, in rooms that import downwards, in this order:
 
+preload                 what loader workers are forked from
 register                what every process of VISSL's runs first
 checks                  what is refused, before anything starts
 mends                   VISSL's faults where it has no door, one file per part of VISSL

@@ -11,18 +11,25 @@ import functools
 import types
 from collections.abc import Callable
 
-_runs_barlow = False
+_runs_barlow = _is_verbose = False
 
 
 def note_config(config) -> None:
-    """Remembers whether the config that this process resolved last has a `BARLOW` section."""
-    global _runs_barlow
+    """Remembers whether the config that this process resolved last has a `BARLOW` section, and its
+    `VERBOSE`."""
+    global _runs_barlow, _is_verbose
     _runs_barlow = "BARLOW" in config
+    _is_verbose = bool(config.get("VERBOSE"))
 
 
 def in_barlow_run(*args, **kwargs) -> bool:
     """Whether this process runs a config with a `BARLOW` section; for functions without a config."""
     return _runs_barlow
+
+
+def is_verbose() -> bool:
+    """Whether this process runs a config with VERBOSE; for functions without a config."""
+    return _is_verbose
 
 
 def of_barlow_config(config, *args, **kwargs) -> bool:

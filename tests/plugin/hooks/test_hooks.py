@@ -3,9 +3,7 @@
 import contextlib
 import io
 import json
-import logging
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,33 +252,6 @@ def test_a_line_says_where_the_run_is_and_when_it_ends(task):
         "epoch 2/3  step 20/60  loss 12.5, invariance 10, redundancy 500  lr 0.25  "
         "64 images/s  eta 0:00:20\n"
     )
-
-
-def test_the_bar_starts_where_the_run_does_and_log_lines_pass_above_it(task, monkeypatch):
-    from vissl_barlow.vissl_plugin.hooks.outputs import ProgressBar
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    stdout, screen = Terminal(), Terminal()
-    monkeypatch.setattr(sys, "__stdout__", stdout)
-    monkeypatch.setattr(sys, "stdout", stdout)
-    of_terminal, of_file = logging.StreamHandler(stdout), logging.StreamHandler(io.StringIO())
-    monkeypatch.setattr(logging.root, "handlers", [of_terminal, of_file])
-    file = of_file.stream
-    bar = ProgressBar(Console(file=screen, force_terminal=True, width=200), task)
-    (shown,) = bar.progress.tasks
-    assert (shown.completed, shown.total) == (16, 60)
-    assert of_terminal.stream is not stdout and of_file.stream is file
-    bar.advance(20)
-    bar.write(task, ENTRY)
-    assert shown.completed == 20
-    assert shown.fields["terms"] == "loss 12.5, invariance 10, redundancy 500"
-    logging.warning("a line")
-    bar.close()
-    assert "a line" in screen.getvalue() and "20/60" in screen.getvalue()
-    assert of_terminal.stream is stdout
 
 
 def test_json_lines_are_appended_and_a_disk_that_is_full_is_said(task, caplog):

@@ -10,6 +10,7 @@ saving, and neither the number of loader workers nor the place of the interrupti
 import contextlib
 import functools
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from vissl.utils.misc import set_dataloader_seeds
 
 from vissl_barlow.distributed import world_size
 from vissl_barlow.provenance import note_left
+from vissl_barlow.screen import LinesOfWorkers
 from vissl_barlow.stop_signals import (
     end_loader_workers_at_exit,
     held_back,
@@ -43,14 +45,17 @@ from vissl_barlow.vissl_plugin.components.views import normalization
 from vissl_barlow.vissl_plugin.components.weights import initialise_from, refuse_untrained_heads
 from vissl_barlow.vissl_plugin.hooks import barlow_hooks, probes
 from vissl_barlow.vissl_plugin.hooks.record import record_start
+from vissl_barlow.vissl_plugin.hooks.summary import summary_of
 from vissl_barlow.vissl_plugin.run.experiment import (
     WEIGHTS,
     experiment_of,
     images_identity,
     weights_identity,
 )
-from vissl_barlow.vissl_plugin.run.images import images_of, line_of
+from vissl_barlow.vissl_plugin.run.images import images_of
 
+# By name: it imports what imports this.
+_PRELOADED = "vissl_barlow.vissl_plugin.preload"
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -111,10 +116,10 @@ class BarlowTaskBase(SelfSupervisionTask):
             datasets.setdefault("test", build_dataset(self.config, "TEST"))
         return {split: images_of(dataset) for split, dataset in datasets.items()}
 
-    def _say_images(self) -> None:
-        if is_primary():
-            for split, images in self.images.items():
-                logging.info(line_of(split, images))
+    @property
+    def trains(self) -> bool:
+        """Whether weights change: neither are features extracted, nor is a test all there is."""
+        return not self.extracts and not self.config.TEST_ONLY
 
     def set_hooks(self, hooks: list):
         return super().set_hooks(barlow_hooks(hooks, self.config, self.resumes_within_epochs))
@@ -124,8 +129,8 @@ class BarlowTaskBase(SelfSupervisionTask):
         if not self.config.MODEL.WEIGHTS_INIT.PARAMS_FILE:
             refuse_untrained_heads(self.config, extracts=True)
         prepared = super().prepare_extraction(pin_memory=pin_memory)
-        self._say_images()
         if is_primary():
+            logging.info(summary_of(self))
             record_start(self, anew=True)  # no hook is run
             # What earlier starts left is replaced, from here on.
             note_left(Path(get_checkpoint_folder(self.config)))
@@ -133,6 +138,8 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
         end_loader_workers_at_exit()
+        multiprocessing.set_forkserver_preload([_PRELOADED])
+        lines = LinesOfWorkers(logging.warning)
         return {
             split.lower(): build_dataloader(
                 dataset=self.datasets[split.lower()],
@@ -144,7 +151,7 @@ class BarlowTaskBase(SelfSupervisionTask):
                 sampler_seed=self.config["SEED_VALUE"],
                 split=split.lower(),
                 get_sampler=self._sampler_of(split),
-                worker_init_fn=_init_loader_worker,
+                worker_init_fn=functools.partial(_init_loader_worker, lines=lines),
             )
             for split in self.available_splits
         }
@@ -179,7 +186,6 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def prepare(self, pin_memory: bool = False):
         prepared = super().prepare(pin_memory=pin_memory)
-        self._say_images()
         if self.config.TEST_ONLY:
             # That test is of the last epoch's model, and is recorded as the one after training is.
             self.train_phase_idx = self.num_train_phases - 1
@@ -202,7 +208,8 @@ class BarlowEvaluationTask(BarlowTaskBase):
     """VISSL's task for evaluations, with the plugin's hooks and weights in any format it reads."""
 
 
-def _init_loader_worker(worker_id: int) -> None:
+def _init_loader_worker(worker_id: int, lines: LinesOfWorkers) -> None:
+    lines.take_stderr()
     leave_signals_to_the_run()
     set_dataloader_seeds(worker_id)
 

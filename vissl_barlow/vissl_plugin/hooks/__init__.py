@@ -16,7 +16,7 @@ from vissl.hooks import (
 from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
 from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
 from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook
-from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor
+from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor, BarlowProgress
 from vissl_barlow.vissl_plugin.hooks.next_steps import BarlowNextSteps
 from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
 from vissl_barlow.vissl_plugin.hooks.profiler import BarlowProfilingHook
@@ -39,7 +39,7 @@ def barlow_hooks(hooks: list[ClassyHook], cfg, resumes_within_epochs: bool) -> l
     """
     timers = [hook for hook in hooks if isinstance(hook, LogPerfTimeMetricsHook)]
     others = [_replacement(hook, cfg) for hook in hooks if hook not in timers]
-    return [*timers, *_pretraining_hooks(cfg, resumes_within_epochs), RunRecord(), *others]
+    return [*timers, *_own_hooks(cfg, resumes_within_epochs), RunRecord(), *others]
 
 
 def pretrains(cfg) -> bool:
@@ -65,9 +65,9 @@ def _replacement(hook: ClassyHook, cfg) -> ClassyHook:
     return hook
 
 
-def _pretraining_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
+def _own_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
     if not pretrains(cfg):
-        return []
+        return [BarlowProgress()]
     hooks: list[ClassyHook] = []
     if cfg.MODEL.BASE_MODEL_NAME == "barlow_byol_model":
         hooks.append(BarlowTargetHook(cfg.MODEL.TARGET_MOMENTUM))

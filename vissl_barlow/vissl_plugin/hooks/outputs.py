@@ -4,13 +4,13 @@ An entry is one log step's numbers by name, as `barlow.jsonl` has them.
 """
 
 import json
-import logging
 import sys
 from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from vissl.hooks.tensorboard_hook import SSLTensorboardHook
 
 from vissl_barlow.patient_files import append
@@ -31,13 +31,18 @@ class Output:
 
 
 def outputs_of(task) -> list[Output]:
-    """The outputs of the primary process."""
-    console = Console(stderr=True)
+    """The outputs of the primary process of a pretraining."""
     outputs: list[Output] = [JsonLines(Path(task.checkpoint_folder, METRICS_FILE))]
     for hook in task.hooks:
         if isinstance(hook, SSLTensorboardHook):
             outputs.append(TensorBoard(hook.tb_writer))
-    return [*outputs, ProgressBar(console, task) if console.is_terminal else Lines(console)]
+    return [*outputs, screen_of(task)]
+
+
+def screen_of(task) -> Output:
+    """A progress bar on a terminal, and lines on anything else."""
+    console = Console(stderr=True)
+    return ProgressBar(console, task) if console.is_terminal else Lines(console)
 
 
 class JsonLines(Output):
@@ -62,37 +67,30 @@ class TensorBoard(Output):
 
 
 class ProgressBar(Output):
-    """For a terminal."""
+    """For a terminal: one line of its width, in which the terms make room for the time that is left.
+
+    What this process writes to `sys.stdout` and `sys.stderr` comes above it.
+    """
 
     def __init__(self, console: Console, task) -> None:
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[terms]}"),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
+            TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=6)),
+            TextColumn(
+                "{task.fields[terms]}",
+                table_column=Column(ratio=5, min_width=5, no_wrap=True, overflow="ellipsis"),
+            ),
+            TextColumn("eta", table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
             console=console,
+            expand=True,
+            # To a file or a pipe goes what would go there without a bar.
+            redirect_stdout=sys.stdout.isatty(),
         )
         self.bar = self.progress.add_task(
-            "pretraining", total=task.max_iteration, completed=task.iteration, terms=""
+            "", total=task.max_iteration, completed=task.iteration, terms=""
         )
         self.progress.start()
-        self.redirected = self._send_log_lines_above_the_bar()
-
-    def _send_log_lines_above_the_bar(self) -> list[logging.StreamHandler]:
-        """Sends VISSL's log lines, bound for the same terminal, through the bar's console."""
-        stdout = sys.__stdout__
-        if stdout is None or not stdout.isatty():
-            return []  # they go to a file or a pipe, which gets them as they are
-        handlers = [
-            handler
-            for handler in logging.root.handlers
-            if isinstance(handler, logging.StreamHandler) and handler.stream is stdout
-        ]
-        for handler in handlers:
-            handler.setStream(sys.stdout)  # rich's, in place since the bar started
-        return handlers
 
     def advance(self, step: int) -> None:
         self.progress.update(self.bar, completed=step)
@@ -102,8 +100,6 @@ class ProgressBar(Output):
 
     def close(self) -> None:
         self.progress.stop()
-        for handler in self.redirected:
-            handler.setStream(sys.__stdout__)
 
 
 class Lines(Output):

@@ -26,6 +26,7 @@ MENDS = (
     checkpoints.resume_from_newest_whole_checkpoint,
     checkpoints.broadcast_checkpoints_as_one_buffer,
     logs.write_logs_when_possible,
+    logs.leave_the_screen_to_people,
     config.keep_config_until_replaced,
     tensorboard.write_tensorboard_where_told,
     batch_norm.know_our_batch_norm,

@@ -74,14 +74,15 @@ def resume_from_newest_whole_checkpoint() -> None:
         def get_resume_checkpoint(original, cfg, checkpoint_folder):
             return _resume_path(cfg.CHECKPOINT, checkpoint_folder)
 
-        @wrap(module, "is_training_finished", applies=of_barlow_config)
-        def is_training_finished(original, cfg, checkpoint_folder):
-            if not original(cfg, checkpoint_folder):
-                return False
-            finals = final_checkpoints(checkpoint_folder)
-            return bool(finals) and not (
-                cfg.CHECKPOINT.AUTO_RESUME and all(_has_fewer_epochs(f, cfg) for f in finals)
-            )
+    # The launcher asks here too (`logs.leave_the_screen_to_people`).
+    @wrap(vissl_checkpoint, "is_training_finished", applies=of_barlow_config)
+    def is_training_finished(original, cfg, checkpoint_folder):
+        if not original(cfg, checkpoint_folder):
+            return False
+        finals = final_checkpoints(checkpoint_folder)
+        return bool(finals) and not (
+            cfg.CHECKPOINT.AUTO_RESUME and all(_has_fewer_epochs(f, cfg) for f in finals)
+        )
 
 
 def _has_fewer_epochs(final: Inspection, cfg) -> bool:
