@@ -13,6 +13,7 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -47,7 +48,8 @@ def _host_group(group: ProcessGroup) -> ProcessGroup:
         return group
     if group not in _host_groups:
         ranks = dist.get_process_group_ranks(group)
-        _host_groups[group] = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+        host = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
+        _host_groups[group] = cast(ProcessGroup, host)  # this process is one of its ranks
     return _host_groups[group]
 
 

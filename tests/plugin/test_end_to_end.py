@@ -139,7 +139,8 @@ def test_no_view_is_seen_twice(uninterrupted):
 def test_a_killed_run_resumes_to_the_same_weights(every_steps, resumed_at, uninterrupted, tmp_path):
     command = (tmp_path, f"config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY={every_steps}")
     killed = pretrain(*command, **{KILL_AFTER: "8"})
-    assert killed.returncode == -signal.SIGKILL
+    # VISSL 0.1.6 trains in the process that was started, main beside it.
+    assert killed.returncode == -signal.SIGKILL or "ended by SIGKILL" in killed.stderr
     assert not (tmp_path / FINAL_CHECKPOINT).exists()
     succeeded(pretrain(*command))
 

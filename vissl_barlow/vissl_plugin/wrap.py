@@ -52,6 +52,9 @@ def wrap(owner, name: str, applies: Callable[..., bool]):
 
     `owner` is a module or a class; replacing again is without effect. `applies` gets a call's
     arguments; where it says no, the original is called as if nothing had been replaced.
+
+    Raises:
+        AttributeError: `owner` has no `name` (any more).
     """
 
     def install(replacement):
@@ -70,6 +73,16 @@ def wrap(owner, name: str, applies: Callable[..., bool]):
         return replacement
 
     return install
+
+
+def overlay(owner: types.ModuleType, name: str, **replaced) -> None:
+    """Gives the module `owner` values of its own for names of what it calls `name`, a module or
+    another object that modules share.
+
+    Raises:
+        AttributeError: `owner` has no `name` (any more).
+    """
+    setattr(owner, name, Overlay(getattr(owner, name), **replaced))
 
 
 class Overlay(types.ModuleType):

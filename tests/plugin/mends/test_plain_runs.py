@@ -163,7 +163,8 @@ def test_data_is_copied_by_vissls_commands(tmp_path, monkeypatch):
     io.copy_file(str(tmp_path / "a.jpg"), str(local), None)
     io.copy_dir(str(tmp_path), str(local), 2)
     io.cleanup_dir(str(local))
-    assert commands == ["rsync", "ls", "rm"]
+    assert commands[:2] == ["rsync", "ls"]
+    assert commands[2:] == ["rm"] or not local.exists()  # by 0.1.6, or by main, without a shell
 
 
 def test_svms_found_on_disk_are_used(tmp_path):

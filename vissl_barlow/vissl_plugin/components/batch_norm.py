@@ -1,5 +1,7 @@
 """Batch normalisation over several processes on the CPU, as `MODEL.SYNC_BN_CONFIG` asks for it."""
 
+from typing import cast
+
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import ProcessGroup
@@ -33,4 +35,4 @@ def _group(size: int, processes_per_node: int) -> ProcessGroup | None:
     size = size if size > 0 else processes_per_node
     # Every process has to take part in making every group.
     groups = [dist.new_group(ranks) for ranks in split_world_in_process_groups(world_size(), size)]
-    return groups[rank() // size]
+    return cast(ProcessGroup, groups[rank() // size])  # this process is one of its ranks

@@ -194,10 +194,11 @@ class BarlowTaskBase(SelfSupervisionTask):
     def _build_meters(self) -> list:
         return [MeterOfOwnImages(meter, self) for meter in super()._build_meters()]
 
-    def _build_model(self) -> nn.Module:
-        return synchronise_on_cpu(super()._build_model(), self.config)
+    def _build_model(self, **strictness) -> nn.Module:  # main's, of the weights it begins with
+        return synchronise_on_cpu(super()._build_model(**strictness), self.config)
 
-    def _restore_model_weights(self, model: nn.Module) -> nn.Module:
+    def _restore_model_weights(self, model: nn.Module, strict: bool = False) -> nn.Module:
+        # Main asks for `strict` where features are extracted; here that is known.
         _ = self._weights  # before the file can change
         initialise_from(model, self.config, self.extracts)
         return model

@@ -75,8 +75,15 @@ class BarlowCheckpointHook(LogLossMetricsCheckpointHook):
             )
 
     def _print_and_save_meters(self, task, train_phase_idx) -> None:
+        self._save_meters("_print_and_save_meters", task, train_phase_idx)
+
+    def print_and_save_meters(self, task, *arguments) -> None:
+        """What VISSL main calls in the place of `_print_and_save_meters`."""
+        self._save_meters("print_and_save_meters", task, *arguments)
+
+    def _save_meters(self, name: str, task, *arguments) -> None:
         with tolerate_failed_logs():
-            super()._print_and_save_meters(task, train_phase_idx)
+            getattr(super(), name)(task, *arguments)
             if task.config.TEST_ONLY:
                 note_saved(task)
 

@@ -10,7 +10,7 @@ from vissl.data.ssl_dataset import GenericSSLDataset
 
 from vissl_barlow.datasets.file_lists import load_list
 from vissl_barlow.images import read_image
-from vissl_barlow.vissl_plugin.wrap import Overlay, in_barlow_run, of_barlow_owner, wrap
+from vissl_barlow.vissl_plugin.wrap import in_barlow_run, of_barlow_owner, overlay, wrap
 
 
 def accept_data_paths_without_label_paths() -> None:
@@ -56,8 +56,8 @@ def read_images_as_barlow_folder_does() -> None:
     def open_image(file, *args, **kwargs):
         return _read_pil(file) if in_barlow_run() else Image.open(file, *args, **kwargs)
 
-    disk_dataset.g_pathmgr = Overlay(g_pathmgr, open=open_later)
-    disk_dataset.Image = Overlay(Image, open=open_image)
+    overlay(disk_dataset, "g_pathmgr", open=open_later)
+    overlay(disk_dataset, "Image", open=open_image)
 
     @wrap(disk_dataset.DiskImageDataset, "_load_data", applies=of_barlow_owner)
     def load_data(original, dataset, path):

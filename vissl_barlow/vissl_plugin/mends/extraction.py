@@ -24,13 +24,16 @@ def extract_features_anywhere() -> None:
     """
 
     @wrap(SelfSupervisionTrainer, "extract", applies=of_barlow_owner)
-    def extract(original, trainer, output_folder):
+    def extract(original, trainer, output_folder, extract_features=True, **predictions):
+        if not extract_features:  # main's engine for predictions, which wants a GPU
+            original(trainer, output_folder, extract_features, **predictions)
+            return
         folder = Path(get_checkpoint_folder(trainer.cfg))
         if is_primary():
             _remove_stale_results(folder)
         _remove_stale_features(output_folder)
         if trainer.task.device.type == "cuda":
-            original(trainer, output_folder)
+            original(trainer, output_folder, **predictions)
         else:
             _extract_on_cpu(trainer, output_folder)
         if is_primary():
@@ -58,10 +61,13 @@ def _remove_stale_features(folder: str) -> None:
 def _extract_on_cpu(trainer, output_folder: str) -> None:
     task = trainer.task
     task.prepare_extraction(pin_memory=False)
-    trainer._add_dummy_layer()  # DistributedDataParallel refuses a model that is frozen altogether
+    # DistributedDataParallel refuses a model that is frozen altogether. 0.1.6, or main:
+    of_016 = getattr(trainer, "_add_dummy_layer", None)
+    (of_016 or task.add_dummy_layer)()
     task.init_distributed_data_parallel_model()
     task.model.eval()
     names = get_trunk_output_feature_names(trainer.cfg.MODEL) or ["heads"]
+    names = getattr(trainer, "_to_unique_feature_names", list)(names)  # main's
     threshold = trainer.cfg.EXTRACT_FEATURES.CHUNK_THRESHOLD
 
     def empty() -> dict[str, dict]:

@@ -24,6 +24,7 @@ from vissl_barlow.vissl_plugin.wrap import (
     in_barlow_run,
     of_barlow_config,
     of_barlow_owner,
+    overlay,
     wrap,
 )
 
@@ -71,8 +72,8 @@ def end_processes_together() -> None:
         else:
             torch.multiprocessing.spawn(fn, nprocs=nprocs, args=args, daemon=daemon)
 
-    distributed_launcher.torch = Overlay(
-        torch, multiprocessing=Overlay(torch.multiprocessing, spawn=spawn)
+    overlay(
+        distributed_launcher, "torch", multiprocessing=Overlay(torch.multiprocessing, spawn=spawn)
     )
 
 

@@ -7,7 +7,7 @@ from vissl.meters import mean_ap_meter
 from vissl.meters.mean_ap_meter import MeanAPMeter
 
 from vissl_barlow.distributed import all_gather_rows, batch_sizes
-from vissl_barlow.vissl_plugin.wrap import Overlay, in_barlow_run, wrap
+from vissl_barlow.vissl_plugin.wrap import in_barlow_run, overlay, wrap
 
 
 def compute_mean_average_precision() -> None:
@@ -16,7 +16,7 @@ def compute_mean_average_precision() -> None:
     Broken since numpy 1.24, which removed it. The meter takes the AP out of VISSL's own array of one
     element, so it gets the function that gives one (see `svm_tools.compute_svm_average_precision`).
     """
-    mean_ap_meter.np = Overlay(np, float=np.float64)
+    overlay(mean_ap_meter, "np", float=np.float64)
     mean_ap_meter.get_precision_recall = inspect.unwrap(mean_ap_meter.get_precision_recall)
 
 

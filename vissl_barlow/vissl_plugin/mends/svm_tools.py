@@ -20,7 +20,7 @@ from vissl.utils.svm_utils.svm_trainer import SVMTrainer
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.paths import config_folder
 from vissl_barlow.vissl_plugin.mends.tools import tool_modules
-from vissl_barlow.vissl_plugin.wrap import Overlay, always, in_barlow_run, wrap
+from vissl_barlow.vissl_plugin.wrap import always, in_barlow_run, overlay, wrap
 
 # Keys of `config.SVM` that SVMs once trained do not depend on.
 _NOT_OF_THE_SVMS = {"class_names", "force_retrain", "low_shot"}
@@ -173,7 +173,7 @@ def fail_with_failed_children() -> None:
         return kind(*args, **kwargs)
 
     for module in tool_modules("train_svm") + tool_modules("train_svm_low_shot"):
-        module.mp = Overlay(multiprocessing, Process=process)
+        overlay(module, "mp", Process=process)
 
 
 def draw_low_shot_samples() -> None:

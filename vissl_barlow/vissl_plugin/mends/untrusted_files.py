@@ -15,7 +15,7 @@ from vissl.utils import distributed_launcher, io
 from vissl.utils.slurm import get_slurm_dir
 from vissl.utils.svm_utils import svm_low_shot_trainer, svm_trainer
 
-from vissl_barlow.vissl_plugin.wrap import Overlay, in_barlow_run, wrap
+from vissl_barlow.vissl_plugin.wrap import in_barlow_run, overlay, wrap
 
 # VISSL's mark of a folder that was copied to its end.
 _COMPLETE = "copy_complete"
@@ -46,7 +46,7 @@ def store_svms_without_pickle() -> None:
         return _load_svm(file) if in_barlow_run() else pickle.load(file, **options)
 
     for module in (io, svm_trainer, svm_low_shot_trainer):
-        module.pickle = Overlay(pickle, load=load, dump=dump)
+        overlay(module, "pickle", load=load, dump=dump)
 
 
 def _load_svm(file: IO[bytes]) -> LinearSVC:
