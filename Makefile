@@ -18,7 +18,7 @@ help:
 	@echo "make bench           speed and memory against the authors' and VISSL's code (BENCH_ARGS=--quick)"
 	@echo "make bench-gpu       the whole training step, on a GPU; fails without one"
 	@echo "make test-gpu        the tests that need a GPU; fails without one"
-	@echo "make test-slurm      jobs of a real SLURM of two nodes on this machine; fails where it is not root"
+	@echo "make test-slurm      a real SLURM of two nodes, and two hosts without it, on this machine; fails where it is not root"
 	@echo "make test-detection  the tests that need Detectron2; fails without it"
 
 install: $(INSTALLED)
@@ -63,17 +63,17 @@ bench-gpu: $(INSTALLED)
 	@$(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available() and "bench-gpu needs a CUDA device, and torch sees none")'
 	for benchmark in step lars; do $(RUN) tests/benchmarks/bench_$$benchmark.py --out bench || exit 1; done
 
-# Programs of Debian's; the tests start a cluster of their own and touch no other.
+# Programs of Debian's; the tests start a cluster and a network of their own and touch no other.
 slurm:
-	@for name in sbatch slurmctld slurmd munged; do \
+	@for name in sbatch slurmctld slurmd munged ip; do \
 		PATH="$$PATH:/usr/sbin" command -v $$name > /dev/null || missing="$$missing $$name"; done; \
 	if [ -z "$$missing" ]; then exit; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge; \
-	else echo "the tests need$$missing: install them (apt install slurm-wlm munge)"; exit 1; fi
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurm-wlm munge iproute2; \
+	else echo "the tests need$$missing: install them (apt install slurm-wlm munge iproute2)"; exit 1; fi
 
 test-slurm: $(INSTALLED) slurm
-	@[ "$$(id -u)" = 0 ] || { echo "test-slurm needs root: its cluster's daemons run as root"; exit 1; }
+	@[ "$$(id -u)" = 0 ] || { echo "test-slurm needs root, as its cluster's daemons and its network do"; exit 1; }
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slurm $(PYTEST_ARGS) tests/slurm
 
 # 10,000 steps and 1,250 epochs of the run that the suite makes 400 steps long.
