@@ -51,7 +51,8 @@ def shown(output: str) -> str:
 def lay_out_data(data: Path, digits: DigitsOnDisk) -> None:
     """`data` as the docs have /data: every data set's layout, its images scikit-learn's digits."""
     data.mkdir()
-    (data / "imagenet").symlink_to(digits.imagenet)
+    for name in ("imagenet", "images"):
+        (data / name).symlink_to(digits.imagenet)
     (data / "VOCdevkit").mkdir()
     (data / "VOCdevkit" / "VOC2007").symlink_to(digits.voc)
     (data / "simclr").mkdir()

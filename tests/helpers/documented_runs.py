@@ -151,6 +151,14 @@ def report(place: Place, command: str) -> None:
     assert {"table1", "table7", "figure2", "figure5"} <= pictures
 
 
+def own_images(place: Place) -> None:
+    """Every number has the untrained trunk's beside it."""
+    with (place.folder / "report" / "own.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["figure"] for row in rows} == {"top-1", "top-5"}
+    assert all(0 < float(row[each]) <= 100 for row in rows for each in ("ours", "untrained_trunk"))
+
+
 def has_accuracy(folder: Path) -> None:
     """A classifier's test accuracy after every epoch, as docs/evaluation.md has it."""
     entries = read_lines(folder / "metrics.json")

@@ -24,6 +24,7 @@ from documented_runs import (
     converts_the_other,
     has_accuracy,
     on_nodes,
+    own_images,
     places_lists,
     pretrains,
     report,
@@ -339,6 +340,9 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     "python -m extra_scripts.datasets.create_voc_data_files": runs(
         *("--data_source_dir", "{data}/VOCdevkit/VOC2007", "--output_dir", "."),
         leaves=("train_images.npy", "test_labels.npy"),
+    ),
+    f"{REPRODUCE} own --checkpoint resnet50.pth --images /data/images": runs(
+        *("--only", "knn"), leaves=("report/own.md",), then=own_images
     ),
     # docs/report.md
     f"{REPRODUCE} report RUNS_DIR": report,
