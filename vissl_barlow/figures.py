@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from vissl_barlow.atomic_files import atomic_file
 
@@ -15,6 +16,8 @@ matplotlib.use("Agg")  # training machines have no screen
 
 LARGEST_CORRELATION_SHOWN = 1.0
 OURS, REFERENCE = "tab:blue", "tab:orange"
+# Of a grid of images, before there is a second column.
+_LINES = 8
 
 
 def draw_pretraining(
@@ -60,6 +63,46 @@ def draw_pretraining(
             f"off-diagonal RMS {np.sqrt((off_diagonal**2).mean()):.2f}"
         )
     figure.colorbar(image, ax=(first, last), shrink=0.85)
+    _save(figure, path)
+
+
+def draw_views(
+    path: str | os.PathLike | BinaryIO,
+    images: Sequence[np.ndarray],
+    views: Sequence[tuple[np.ndarray, np.ndarray]],
+    crops: Sequence[Sequence[tuple[int, int, int, int] | None]],
+    title: str,
+) -> None:
+    """A grid of images, each with its view A and view B beside it and their crops on it.
+
+    Args:
+        path: of the PNG, or an open file.
+        images: uint8 RGB (H, W, 3), of any sizes.
+        views: of each image the two, uint8 RGB (S, S, 3).
+        crops: of each image those of its views, as top, left, height and width; None: the whole image.
+        title: of the whole figure.
+    """
+    triples = -(-len(images) // _LINES)
+    lines = -(-len(images) // triples)
+    figure = Figure(figsize=(5.4 * triples, 1.8 * lines + 0.8), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    grid = figure.subplots(lines, 3 * triples, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for number, (image, pair) in enumerate(zip(images, views)):
+        line, column = number // triples, 3 * (number % triples)
+        own, *others = grid[line, column : column + 3]
+        own.imshow(image)
+        for axes, view, crop, color in zip(others, pair, crops[number], (OURS, REFERENCE)):
+            axes.imshow(view)
+            if crop is not None:
+                top, left, height, width = crop
+                corner = left - 0.5, top - 0.5  # a pixel's centre is at its number
+                own.add_patch(Rectangle(corner, width, height, fill=False, color=color, lw=1.5))
+        if line == 0:
+            own.set_title("image", fontsize=9)
+            for axes, name, color in zip(others, ("view A", "view B"), (OURS, REFERENCE)):
+                axes.set_title(name, fontsize=9, color=color)
     _save(figure, path)
 
 

@@ -238,6 +238,9 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
         "quickstart", *SHORT, replace={"NAME": "digits_quickstart", " [config.KEY=VALUE ...]": ""}
     ),
     IMAGENET: is_resolved,
+    "python -m vissl_barlow.views /data/imagenet/train --out views.png": runs(
+        leaves=("views.png",)
+    ),
     # docs/ablations.md
     f"{PRETRAIN}/ablations/only_invariance {IMAGENET} config.DISTRIBUTED.NUM_NODES=1 "
     "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=256": (

@@ -44,6 +44,14 @@ class ViewParameters:
     solarize: bool = False
 
 
+def view_seed(seed: int, epoch: int, index: int) -> int:
+    """What an image's views are drawn from in an epoch: all three numbers, from 0, side by side.
+
+    No two of (seed, epoch below 2^32, index below 2^48) share one.
+    """
+    return (seed << 80) + (epoch << 48) + index
+
+
 def sample_crop(
     height: int,
     width: int,

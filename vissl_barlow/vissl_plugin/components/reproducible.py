@@ -9,13 +9,7 @@ import torch
 from vissl.data import DATA_SOURCES_WITH_SUBSET_SUPPORT, DATASET_SOURCE_MAP
 from vissl.data.ssl_dataset import GenericSSLDataset
 
-
-def view_seed(seed: int, epoch: int, index: int) -> int:
-    """What an image's views are drawn from in an epoch: all three numbers, from 0, side by side.
-
-    No two of (seed, epoch below 2^32, index below 2^48) share one.
-    """
-    return (seed << 80) + (epoch << 48) + index
+from vissl_barlow.views import view_seed
 
 
 @contextlib.contextmanager
