@@ -23,3 +23,13 @@ IRRELEVANT_KEYS = re.compile(
     )""",
     re.VERBOSE,
 )
+
+
+def in_pieces(chunk_size: int, batch_norm: str) -> bool:
+    """Whether a step with these `BARLOW.CHUNK_SIZE` and `CHUNK_BATCH_NORM` is one in pieces."""
+    return chunk_size > 0 or batch_norm == "per_view"
+
+
+def keeps_statistics(batch_norm: str) -> bool:
+    """Whether a step in pieces computes what an ordinary one does, but for rounding."""
+    return batch_norm != "per_piece"

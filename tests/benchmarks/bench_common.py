@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -93,29 +93,43 @@ def _resident_kib(field: str) -> int:
     raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def _measure_peak(queue, setup: Callable, args: tuple) -> None:
+class CallCost(NamedTuple):
+    """MiB of resident memory that a call adds at its peak; seconds of processor time."""
+
+    mib: float
+    seconds: float
+
+
+def _measure_call(queue, setup: Callable, args: tuple) -> None:
     call = setup(*args)
     # Forget the peak that imports and setup reached.
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident_kib("VmRSS")
+    start = time.process_time()
     call()
-    queue.put((_resident_kib("VmHWM") - before) / 1024)
+    seconds = time.process_time() - start
+    queue.put(CallCost((_resident_kib("VmHWM") - before) / 1024, seconds))
 
 
-def peak_extra_mib(setup: Callable[..., Callable[[], Any]], *args: Any) -> float:
-    """MiB of resident memory that one call adds at its peak, in a fresh process.
+def cost_of_one_call(setup: Callable[..., Callable[[], Any]], *args: Any) -> CallCost:
+    """What one call costs in a fresh process.
 
     `setup(*args)`, a module-level function, makes the inputs and returns the call to measure; what
     it allocates itself is not counted. Linux only.
     """
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    process = context.Process(target=_measure_peak, args=(queue, setup, args))
+    process = context.Process(target=_measure_call, args=(queue, setup, args))
     process.start()
     process.join()
     if process.exitcode:
-        raise RuntimeError(f"memory measurement of {setup.__name__}{args} ended {process.exitcode}")
+        raise RuntimeError(f"measurement of {setup.__name__}{args} ended {process.exitcode}")
     return queue.get()
+
+
+def peak_extra_mib(setup: Callable[..., Callable[[], Any]], *args: Any) -> float:
+    """`CallCost.mib` of `cost_of_one_call`."""
+    return cost_of_one_call(setup, *args).mib
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

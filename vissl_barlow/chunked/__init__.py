@@ -5,6 +5,7 @@ one loss per piece, trains another objective. `backward` takes one loss over all
 VISSL nor anything else of this package but `distributed` and `sync_batch_norm`.
 """
 
+from vissl_barlow.chunked.stages import check_stages
 from vissl_barlow.chunked.step import BATCH_NORM_MODES, backward, piece_sizes
 
-__all__ = ["BATCH_NORM_MODES", "backward", "piece_sizes"]
+__all__ = ["BATCH_NORM_MODES", "backward", "check_stages", "piece_sizes"]

@@ -71,7 +71,7 @@ def backward_in_stages(
     network = Network(embed, [sum(rows_per_piece)])
     if stages is None:
         stages = [embed.module if isinstance(embed, DistributedDataParallel) else embed]
-    _check_stages(embed, stages)
+    check_stages(embed, stages)
     pieces = [view.split(list(rows_per_piece)) for view in views]
     chains = [
         [_Stage(stage, len(rows_per_piece), is_first=i == 0) for i, stage in enumerate(stages)]
@@ -94,7 +94,8 @@ def backward_in_stages(
     return output
 
 
-def _check_stages(embed: nn.Module, stages: Sequence[Any]) -> None:
+def check_stages(embed: nn.Module, stages: Sequence[Any]) -> None:
+    """Raises ValueError unless the modules `stages` can do what `embed` does, in many sweeps."""
     for i, stage in enumerate(stages):
         if not isinstance(stage, nn.Module):
             raise ValueError(

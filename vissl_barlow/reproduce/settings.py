@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from vissl_barlow.experiment import IRRELEVANT_KEYS
+from vissl_barlow.experiment import IRRELEVANT_KEYS, keeps_statistics
 
 DETECTION = "vissl_barlow.detection"
 BATCH = "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA"
+_CHUNKS = "config.BARLOW.CHUNK_"
+_CHUNK_BATCH_NORM = "config.BARLOW.CHUNK_BATCH_NORM="
 # Options of Detectron2's command line whose value is the next word.
 _DETECTION_OPTIONS = (
     *("--num-gpus", "--config-file", "--num-machines", "--machine-rank", "--dist-url"),
@@ -42,6 +44,9 @@ def settings_of(arguments: Sequence[str], batch: int | None = None) -> frozenset
     for word in _overrides(arguments):
         if not is_irrelevant(word.partition("=")[0]):
             settings.add(word.lstrip("+").replace(" ", ""))
+    modes = [word.partition("=")[2] for word in settings if word.startswith(_CHUNK_BATCH_NORM)]
+    if modes and all(map(keeps_statistics, modes)):
+        settings = {word for word in settings if not word.startswith(_CHUNKS)}
     return frozenset(settings)
 
 

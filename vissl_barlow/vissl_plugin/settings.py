@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vissl_barlow.chunked import BATCH_NORM_MODES
+
 # Keys of the section that the plugin itself writes, where a run starts.
 WRITTEN = ("COMMAND", "DERIVED")
 
@@ -95,6 +97,18 @@ class Settings:
     )
     CHANNELS_LAST: bool = _key(True, "memory format of the trunk")
     COMPILE: bool = _key(False, "`torch.compile` on trunk and projector")
+    CHUNK_SIZE: int = _key(
+        0,
+        "images of each view that a process holds activations of at a time, in the same step "
+        "(docs/one-gpu.md); 0: all at once",
+        at_least=0,
+    )
+    CHUNK_BATCH_NORM: str = _key(
+        "per_piece",
+        "batch statistics of a step in pieces: `per_piece`, each piece's; `exact`, the view's, as "
+        "without pieces; `per_view`, the view's, the two views being the pieces, with `CHUNK_SIZE` 0",
+        choices=BATCH_NORM_MODES,
+    )
     RANKED_IMAGES: int = _key(
         512, "images that enter the effective ranks at each log step", at_least=2
     )

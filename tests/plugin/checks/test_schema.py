@@ -28,6 +28,8 @@ OTHERS = {
     "AMP_DTYPE": "bfloat16",
     "CHANNELS_LAST": False,
     "COMPILE": True,
+    "CHUNK_SIZE": 16,
+    "CHUNK_BATCH_NORM": "exact",
     "RANKED_IMAGES": 2,
     "COLLAPSED_STD": 0,
     "COLLAPSED_RANK": 1,

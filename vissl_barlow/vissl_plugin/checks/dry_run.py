@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vissl.data import build_dataset
 from vissl.data.ssl_transforms import get_transform
 
+from vissl_barlow.chunked import piece_sizes
+from vissl_barlow.experiment import keeps_statistics
 from vissl_barlow.vissl_plugin.checks.common import Refusals, model_on_meta, reason, world_size
 from vissl_barlow.vissl_plugin.checks.pretraining import correlates
 from vissl_barlow.vissl_plugin.components.reproducible import seeded
@@ -73,6 +75,13 @@ def check_batch_norm(cfg) -> None:
             f"{layer} would see one image at a time, and batch normalisation in training needs two; "
             f"set at least 2{_or_synchronise(cfg)}",
         )
+    if _has_piece_of_one(cfg, batch) and (layer := _needs_two(cfg)):
+        raise ConfigError(
+            "BARLOW.CHUNK_SIZE",
+            cfg.BARLOW.CHUNK_SIZE,
+            f"leaves a piece of 1 of {batch} images to {layer}, and batch normalisation in training "
+            f"needs two; {_other_pieces(cfg)}",
+        )
 
 
 def check_last_batch(cfg) -> None:
@@ -82,8 +91,8 @@ def check_last_batch(cfg) -> None:
     """
     section, processes = cfg.DATA.TRAIN, world_size(cfg)
     batch = section.BATCHSIZE_PER_REPLICA
-    if section.DROP_LAST or _rows(cfg, batch) == 1:
-        return
+    if section.DROP_LAST or _rows(cfg, batch) == 1 or _has_piece_of_one(cfg, batch):
+        return  # there is none, or `check_batch_norm` says it
     layer = _needs_two(cfg)
     if not layer and not correlates(cfg):
         return
@@ -94,6 +103,14 @@ def check_last_batch(cfg) -> None:
         needing = f"batch normalisation in training ({layer})"
     elif correlates(cfg) and last * processes == 1:
         needing = "a correlation over the batch"
+    elif layer and _has_piece_of_one(cfg, last):
+        raise ConfigError(
+            "BARLOW.CHUNK_SIZE",
+            cfg.BARLOW.CHUNK_SIZE,
+            f"leaves a piece of 1 of the {last} images in the last batch of an epoch to {layer}, and "
+            f"batch normalisation in training needs two; {_other_pieces(cfg)}, or "
+            "config.DATA.TRAIN.DROP_LAST=true",
+        )
     else:
         return
     on_each = f" on each of {processes} processes" if processes > 1 else ""
@@ -114,6 +131,22 @@ def _rows(cfg, batch: int) -> int:
     size = settings.GROUP_SIZE if settings.GROUP_SIZE >= 0 else cfg.DISTRIBUTED.NUM_PROC_PER_NODE
     size = min(size or processes, processes)
     return batch * (processes % size or size)
+
+
+def _has_piece_of_one(cfg, batch: int) -> bool:
+    """Whether a batch normalisation sees one image, in a step in pieces of `batch` images."""
+    settings = cfg.BARLOW
+    if not settings.CHUNK_SIZE or keeps_statistics(settings.CHUNK_BATCH_NORM):
+        return False
+    sizes = piece_sizes(batch, settings.CHUNK_SIZE)
+    return len(sizes) > 1 and 1 in sizes and _rows(cfg, 1) == 1
+
+
+def _other_pieces(cfg) -> str:
+    return (
+        "set another size, or config.BARLOW.CHUNK_BATCH_NORM=exact, whose statistics are the whole "
+        f"view's{_or_synchronise(cfg)}"
+    )
 
 
 def _or_synchronise(cfg) -> str:

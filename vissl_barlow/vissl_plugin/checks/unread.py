@@ -187,7 +187,7 @@ def _of_steps(cfg) -> Iterator[tuple[str, str]]:
 def _of_plugin(cfg) -> Iterator[tuple[str, str]]:
     yield "BARLOW.PROBE.KIND", "this is no pretraining; remove it"
     if cfg.TRAINER.TASK_NAME == "barlow_evaluation_task":
-        for key in ("AMP_DTYPE", "CHANNELS_LAST", "COMPILE"):
+        for key in ("AMP_DTYPE", "CHANNELS_LAST", "COMPILE", "CHUNK_SIZE", "CHUNK_BATCH_NORM"):
             yield f"BARLOW.{key}", "barlow_evaluation_task has none; remove it"
 
 

@@ -42,10 +42,17 @@ class BarlowSimSiamModel(BarlowPredictingTwins):
             return super().forward(batch)
         embeddings = [self._embed(view) for view in batch.unbind(0)]
         predictions = [self._predict(z) for z in embeddings]
-        return predictions + self._targets(batch, embeddings)
+        return predictions + [self._target(*each) for each in zip(batch.unbind(0), embeddings)]
 
-    def _targets(self, batch, embeddings: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [z.detach() for z in embeddings]
+    def _of_one_view(self, features, view):
+        z = self._project(features)
+        return [self._predict(z), self._target(view, z)]
+
+    def _of_both_views(self, a, b):
+        return [a[0], b[0], a[1].detach(), b[1].detach()]
+
+    def _target(self, view: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        return embeddings.detach()
 
 
 @register_model("barlow_byol_model")
@@ -65,9 +72,9 @@ class BarlowBYOLModel(BarlowSimSiamModel):
         return nn.ModuleList([self.trunk, self.heads[0]])
 
     @torch.no_grad()
-    def _targets(self, batch, embeddings: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _target(self, view: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
         trunk, projector = self.target
-        return [projector(trunk(view, self._output_feature_names)[0]) for view in batch.unbind(0)]
+        return projector(trunk(view, self._output_feature_names)[0])
 
     def reset_target(self) -> None:
         """Makes the target the online network, as it is before the first step."""

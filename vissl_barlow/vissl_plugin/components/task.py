@@ -40,6 +40,7 @@ from vissl_barlow.vissl_plugin.components.every_image import (
     own_sampler,
     test_loss,
 )
+from vissl_barlow.vissl_plugin.components.pieces import StepInPieces, step_in_pieces
 from vissl_barlow.vissl_plugin.components.reproducible import ReproducibleDataset
 from vissl_barlow.vissl_plugin.components.views import normalization
 from vissl_barlow.vissl_plugin.components.weights import initialise_from, refuse_untrained_heads
@@ -224,7 +225,7 @@ def _train_sampler(dataset, dataset_config, sampler_seed: int = 0) -> ResumableS
 class BarlowTask(BarlowTaskBase):
     """Config: `BARLOW.AMP_DTYPE` ("float16" with loss scaling, "bfloat16" without) under
     MODEL.AMP_PARAMS.USE_AMP, `BARLOW.CHANNELS_LAST`, `BARLOW.COMPILE` (torch.compile on the trunk
-    and the heads)."""
+    and the heads), `BARLOW.CHUNK_SIZE` and `BARLOW.CHUNK_BATCH_NORM` (steps in pieces)."""
 
     resumes_within_epochs = True
     _train_sampler = staticmethod(_train_sampler)
@@ -246,6 +247,11 @@ class BarlowTask(BarlowTaskBase):
     def normalization(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation that the two-view transform leaves to the step."""
         return normalization(self.config.DATA.TRAIN.TRANSFORMS)
+
+    @functools.cached_property
+    def pieces(self) -> StepInPieces | None:
+        """What takes a step in pieces; None where steps are ordinary ones."""
+        return step_in_pieces(self)
 
     def build_datasets(self, current_train_phase_idx: int = 0) -> tuple[dict, dict]:
         keys = {}

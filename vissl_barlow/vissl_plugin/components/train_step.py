@@ -4,6 +4,7 @@ VISSL's own step reads the loss back to the host each time. Here everything stay
 wants a number (a hook, at a log step) waits for it then.
 """
 
+import functools
 import time
 from types import SimpleNamespace
 
@@ -22,7 +23,8 @@ def barlow_train_step(task=None):
 
     Unsigned bytes (views under `normalize_on_device`) are normalised on the device with the
     transform's own mean and standard deviation. Autocast follows MODEL.AMP_PARAMS and
-    BARLOW.AMP_DTYPE.
+    BARLOW.AMP_DTYPE. In pieces, as BARLOW.CHUNK_SIZE asks, `vissl_barlow.chunked` takes the place of
+    forward and backward pass; hooks meet the same outputs, losses and gradients.
 
     Raises:
         StopIteration: the epoch is over (VISSL's protocol).
@@ -40,22 +42,24 @@ def barlow_train_step(task=None):
     input_key, target_key = (task.data_and_label_keys[kind][0] for kind in ("input", "target"))
     sample = {key: value[0] for key, value in batch.items()}
     sample["input"], sample["target"] = sample.pop(input_key), sample.pop(target_key)
+    task.last_batch.sample, task.last_batch.target = sample, sample["target"]
+    pieces = task.pieces if task.train else None
     with torch.set_grad_enabled(task.train), task.autocast():
-        with PerfTimer("forward", stats):
-            output = task.model(_prepare(task, sample["input"]))
-        task.last_batch.sample, task.last_batch.model_output = sample, output
-        task.last_batch.target = sample["target"]
-        task.run_hooks(SSLClassyHookFunctions.on_forward.name)
-        with PerfTimer("loss_compute", stats):
-            loss = task.loss(output, sample["target"])
-        task.last_batch.loss = all_reduce_mean(loss.detach().clone())
-        task.losses.append(task.last_batch.loss)
-        task.run_hooks(SSLClassyHookFunctions.on_loss_and_meter.name)
+        views = _prepare(task, sample["input"])
+        if pieces is not None:
+            with PerfTimer("forward_and_backward", stats):
+                task.optimizer.zero_grad()
+                pieces.backward(views, functools.partial(_loss, task), task.amp_grad_scaler)
+        else:
+            with PerfTimer("forward", stats):
+                output = task.model(views)
+            loss = _loss(task, output)
     if task.train:
-        with PerfTimer("backward", stats):
-            task.optimizer.zero_grad()
-            scaled = loss if task.amp_grad_scaler is None else task.amp_grad_scaler.scale(loss)
-            scaled.backward()
+        if pieces is None:
+            with PerfTimer("backward", stats):
+                task.optimizer.zero_grad()
+                scaled = loss if task.amp_grad_scaler is None else task.amp_grad_scaler.scale(loss)
+                scaled.backward()
         task.run_hooks(SSLClassyHookFunctions.on_backward.name)
         with PerfTimer("optimizer_step", stats):
             if task.amp_grad_scaler is None:
@@ -68,6 +72,18 @@ def barlow_train_step(task=None):
     whole.stop()
     whole.record()
     return task
+
+
+def _loss(task, output: list[torch.Tensor]) -> torch.Tensor:
+    """The loss of the model's output, both recorded, the hooks of either run."""
+    task.last_batch.model_output = output
+    task.run_hooks(SSLClassyHookFunctions.on_forward.name)
+    with PerfTimer("loss_compute", task.perf_stats):
+        loss = task.loss(output, task.last_batch.target)
+    task.last_batch.loss = all_reduce_mean(loss.detach().clone())
+    task.losses.append(task.last_batch.loss)
+    task.run_hooks(SSLClassyHookFunctions.on_loss_and_meter.name)
+    return loss
 
 
 def _prepare(task, views: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from vissl.models.model_helpers import (
     Flatten,
+    Wrap,
     get_trunk_forward_outputs,
     transform_model_input_data_type,
 )
@@ -79,13 +80,28 @@ class BarlowResNet(nn.Module):
             "flatten": "flatten",
         }
 
+    def stages(self) -> list[nn.Module]:
+        """Modules that, one after the other, map images to representations: the stem, each residual
+        block, the pooling. Activation checkpointing is no part of them."""
+        blocks = self._feature_blocks
+        stem = [blocks[name] for name in ("conv1", "bn1", "conv1_relu", "maxpool")]
+        residual = [block for i in (1, 2, 3, 4) for block in blocks[f"layer{i}"].children()]
+        return [
+            nn.Sequential(Wrap(self._as_input), *stem),
+            *residual,
+            nn.Sequential(blocks["avgpool"], blocks["flatten"]),
+        ]
+
+    def _as_input(self, images: torch.Tensor) -> torch.Tensor:
+        return transform_model_input_data_type(images, self.model_config.INPUT_TYPE)
+
     def forward(
         self, images: torch.Tensor, out_feat_keys: Sequence[str] = ()
     ) -> list[torch.Tensor]:
         """(N, 3, H, W) to the features named; by default the representations, (N, 512 or 2048)."""
         checkpointing = self.model_config.ACTIVATION_CHECKPOINTING
         return get_trunk_forward_outputs(
-            feat=transform_model_input_data_type(images, self.model_config.INPUT_TYPE),
+            feat=self._as_input(images),
             out_feat_keys=list(out_feat_keys or ()),  # VISSL passes None as well
             feature_blocks=self._feature_blocks,
             feature_mapping=self.feat_eval_mapping,

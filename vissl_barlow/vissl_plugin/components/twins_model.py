@@ -1,5 +1,7 @@
 """`barlow_twins_model`: the twin forward, each view its own pass; `barlow_asymmetric_twins_model`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from vissl.models import register_model
@@ -11,7 +13,11 @@ from vissl_barlow.vissl_plugin.components.projector import BarlowProjector
 
 def is_pair_of_views(batch) -> bool:
     """Whether `batch` is what `barlow_collator` makes: a tensor (2, N, C, H, W)."""
-    return isinstance(batch, torch.Tensor) and batch.ndim == 5
+    return _has_views(batch, 2)
+
+
+def _has_views(batch, number: int) -> bool:
+    return isinstance(batch, torch.Tensor) and batch.ndim == 5 and len(batch) == number
 
 
 @register_model("barlow_twins_model")
@@ -21,22 +27,90 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
     Algorithm 1 computes `f(y_a)` and then `f(y_b)`: every batch normalisation layer sees one view at
     a time. One pass over the 2N images, as in VISSL, would mix the views' statistics. Any other
     batch goes VISSL's way, so that the same model serves evaluation.
+
+    A step in pieces (`pieces.py`) passes (1, n, C, H, W), images of one view, and gets a matrix (n, K)
+    with all that the loss and the monitor need of them; `outputs` makes of the matrices of both views,
+    of all images, what a pair of views would have given. What one view gives does not depend on the
+    other there: a subclass whose views differ computes for both what either needs (`_of_one_view`,
+    `_of_both_views`).
     """
+
+    _widths: list[int]  # of the matrices in the columns of the newest pass of one view
 
     def forward(self, batch):
         if is_pair_of_views(batch):
             return [self._embed(view) for view in batch.unbind(0)]
+        if _has_views(batch, 1):
+            (view,) = batch.unbind(0)
+            return self._columns(self._features(view), view)
         return super().forward(batch)
 
+    def outputs(self, columns_a: torch.Tensor, columns_b: torch.Tensor) -> list[torch.Tensor]:
+        a, b = (columns.split(self._widths, 1) for columns in (columns_a, columns_b))
+        self.representations = b[-1].detach()
+        return self._of_both_views(a, b)
+
+    def stages(self) -> list[nn.Module]:
+        """Modules that, one after the other, compute what a pass of one view does.
+
+        The fewer batch norm layers each has, the faster (`vissl_barlow.chunked`): a trunk may say of
+        which it is made, in its own `stages`.
+        """
+        of_trunk = getattr(self.trunk, "stages", None)
+        return [*(of_trunk() if of_trunk else [_Trunk(self)]), _Heads(self)]
+
+    def _features(self, view: torch.Tensor) -> list[torch.Tensor]:
+        return self.trunk(view, self._output_feature_names)
+
     def _embed(self, view: torch.Tensor) -> torch.Tensor:
-        representations = self.trunk(view, self._output_feature_names)
+        features = self._features(view)
         # The newest view's, for whoever watches them; nothing is computed from this.
-        self.representations = representations[0].detach()
-        return self.heads_forward(representations, self._projector_heads)[0]
+        self.representations = features[0].detach()
+        return self._project(features)
+
+    def _project(self, features: list[torch.Tensor]) -> torch.Tensor:
+        return self.heads_forward(features, self._projector_heads)[0]
+
+    def _of_one_view(self, features: list[torch.Tensor], view) -> list[torch.Tensor]:
+        """Matrices of as many rows as the view; `view` is None in a step in stages."""
+        return [self._project(features)]
+
+    def _of_both_views(self, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> list:
+        """The outputs, of what `_of_one_view` gave for all images of either view."""
+        return [a[0], b[0]]
+
+    def _columns(self, features: list[torch.Tensor], view) -> torch.Tensor:
+        matrices = [*self._of_one_view(features, view), features[0].detach().flatten(1)]
+        self._widths = [matrix.shape[1] for matrix in matrices]
+        return torch.cat(matrices, 1)
 
     @property
     def _projector_heads(self) -> nn.ModuleList:
         return self.heads
+
+
+class _Trunk(nn.Module):
+    """The trunk of a model as a stage."""
+
+    def __init__(self, model: BarlowTwinsModel) -> None:
+        super().__init__()
+        self.trunk = model.trunk
+        self._compute = model._features
+
+    def forward(self, view: torch.Tensor) -> torch.Tensor:
+        return self._compute(view)[0]
+
+
+class _Heads(nn.Module):
+    """What follows on the trunk, as a stage."""
+
+    def __init__(self, model: BarlowTwinsModel) -> None:
+        super().__init__()
+        self.heads = model.heads
+        self._columns = model._columns
+
+    def forward(self, representations: torch.Tensor) -> torch.Tensor:
+        return self._columns([representations], None)
 
 
 @register_model_head("barlow_predictor")
@@ -70,4 +144,14 @@ class BarlowAsymmetricTwinsModel(BarlowPredictingTwins):
         if not (self.training and is_pair_of_views(batch)):
             return outputs
         z_a, z_b = outputs
-        return [self._predict(z_a), z_b.detach() if self.model_config.STOP_GRADIENT else z_b]
+        return [self._predict(z_a), self._stopped(z_b)]
+
+    def _stopped(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return embeddings.detach() if self.model_config.STOP_GRADIENT else embeddings
+
+    def _of_one_view(self, features, view):
+        z = self._project(features)
+        return [self._predict(z), z]
+
+    def _of_both_views(self, a, b):
+        return [a[0], self._stopped(b[1])]

@@ -17,7 +17,7 @@ from vissl.config import AttrDict
 from vissl.utils import checkpoint as vissl_checkpoint
 
 from vissl_barlow.atomic_files import file_state
-from vissl_barlow.experiment import IRRELEVANT_KEYS
+from vissl_barlow.experiment import IRRELEVANT_KEYS, keeps_statistics
 from vissl_barlow.patient_files import read_bytes, set_aside
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.vissl_plugin.errors import ConfigError
@@ -27,6 +27,8 @@ from vissl_barlow.vissl_plugin.run.saved_state import BATCH, EPOCHS
 
 WEIGHTS = "MODEL.WEIGHTS_INIT.PARAMS_FILE"
 PROCESSES = "processes"
+CHUNK_SIZE = "BARLOW.CHUNK_SIZE"
+_CHUNK_BATCH_NORM = "BARLOW.CHUNK_BATCH_NORM"
 _SYNCHRONISED = "MODEL.SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN"
 # Differences named in a refusal; another data set or model would have dozens.
 SHOWN = 6
@@ -45,8 +47,12 @@ def experiment_of(cfg: Mapping) -> dict[str, Any]:
     Without the weights it starts from and the images, which are known by their content.
     """
     settings = {key: value for key, value in _flat(cfg) if _counts(key, cfg["LOSS"]["name"])}
+    chunk_size, batch_norm = settings.pop(CHUNK_SIZE, 0), settings.pop(_CHUNK_BATCH_NORM, "")
     processes = cfg["DISTRIBUTED"]["NUM_NODES"] * cfg["DISTRIBUTED"]["NUM_PROC_PER_NODE"]
     batch = cfg["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"] * processes
+    if 0 < chunk_size < cfg["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"]:
+        # As an ordinary step does: then checkpoints from before there were pieces are of no other.
+        settings |= {} if keeps_statistics(batch_norm) else {CHUNK_SIZE: chunk_size}
     return {BATCH: batch, PROCESSES: processes, **settings}
 
 
@@ -156,14 +162,21 @@ def _is_same(key: str, theirs, own, extend: bool, there: Mapping, now: Mapping) 
 
 
 def _warn_of_batch_norm(there: Mapping, now: Mapping) -> None:
-    if there.get(PROCESSES) != now[PROCESSES] and not now.get(_SYNCHRONISED):
+    if not now.get(_SYNCHRONISED):
+        per, key, value = "process", _SYNCHRONISED, "false"
+    elif CHUNK_SIZE in now:
+        per, key, value = "piece of all processes", CHUNK_SIZE, now[CHUNK_SIZE]
+    else:
+        return
+    if there.get(PROCESSES) != now[PROCESSES]:
         logging.warning(
             "the run was started on %s processes and goes on on %s: the images of each step stay the "
-            "same, but batch normalization that trains has its statistics per process "
-            "(config.%s=false)",
+            "same, but batch normalization that trains has its statistics per %s (config.%s=%s)",
             there.get(PROCESSES),
             now[PROCESSES],
-            _SYNCHRONISED,
+            per,
+            key,
+            value,
         )
 
 
