@@ -85,9 +85,16 @@ class StopSignals:
         raise SystemExit(128 + number)
 
 
+def say_stopped(number: int, how: str = "") -> None:
+    """Says which signal ended a run, and `how`: after which step, and what goes on from there."""
+    sys.stdout.flush()
+    said = f"vissl_barlow: stopped by {signal.Signals(number).name} {how}"
+    print(said.rstrip(), file=sys.stderr, flush=True)
+
+
 def stopped_by_ctrl_c() -> SystemExit:
     """Says so; what to raise where nothing is left to save."""
-    print("vissl_barlow: stopped by SIGINT", file=sys.stderr, flush=True)
+    say_stopped(signal.SIGINT)
     return SystemExit(128 + signal.SIGINT)
 
 

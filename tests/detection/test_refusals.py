@@ -40,6 +40,7 @@ def refusal(capfd, *arguments) -> str:
         (("MODEL.WEIGHTS", "absent.pth"), "absent.pth: no such file"),
         (("MODEL.RESNETS.DEPTH", 101), ".pth: this is a ResNet-50: set MODEL.RESNETS.DEPTH 50"),
         (("MODEL.RESNETS.NORM", "SyncBN"), "'SyncBN', which needs GPUs"),
+        (("SOLVER.AMP.ENABLED", "True"), "SOLVER.AMP.ENABLED is True, which needs a GPU"),
         (("INPUT.FORMAT", "BGR"), "set it to 'RGB'"),
         (("DATASETS.TEST", "('voc_2007_val',)"), "voc_2007_val is missing: expected"),
         (("DATASETS.TEST", "('nowhere',)"), "'nowhere' is not registered"),
@@ -85,6 +86,44 @@ def test_all_faults_are_said_at_once(checkpoints, tmp_path, capfd):
     )
     told += ("'nor_there'", "absent.pth: no such file")
     assert [part for part, line in zip(told, lines, strict=True) if part not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--num-gpus", 0), ["--num-gpus 0: give 1 or more; on CPU"]),
+        (("--num-gpus", -1, "--scale-batch-and-lr"), ["--num-gpus -1: give 1 or more; on CPU"]),
+        (
+            ("--num-machines", 0, "--machine-rank", -1),
+            ["--num-machines 0: give 1 or more", "--machine-rank -1: of --num-machines 0"],
+        ),
+        (("--num-machines", 2, "--machine-rank", 2), ["--machine-rank 2: of --num-machines 2"]),
+    ],
+)
+def test_no_processes_are_refused(flags, told, capfd):
+    from vissl_barlow.detection.__main__ import main
+
+    assert main([*map(str, flags), "--config-file", VOC, *SMALL]) == 1
+    lines = capfd.readouterr().err.splitlines()
+    assert all(f"error: {part}" in line for part, line in zip(told, lines, strict=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(value, resnet, tmp_path):
+    from vissl_barlow.detection.weights import StrictCheckpointer, load_backbone
+
+    broken = {name: tensor.clone() for name, tensor in resnet.state_dict().items()}
+    broken["layer3.1.conv2.weight"][0, 0, 0, 0] = value
+    broken["bn1.running_var"][3] = value
+    torch.save(broken, tmp_path / "broken.pth")
+    with pytest.raises(CheckpointError, match=r"broken\.pth: not finite .* in 2 tensors \(.*res4"):
+        load_backbone(build(VOC), tmp_path / "broken.pth")
+    model = build(VOC)
+    whole = model.state_dict()
+    whole["roi_heads.box_predictor.cls_score.bias"][0] = value
+    torch.save({"model": whole}, tmp_path / "trained.pth")
+    with pytest.raises(CheckpointError, match=r"trained\.pth: not finite .*cls_score\.bias"):
+        StrictCheckpointer(model).load(str(tmp_path / "trained.pth"))
 
 
 def test_scaling_needs_the_batch_of_the_reference(capfd):

@@ -71,22 +71,23 @@ def wait_until(
         time.sleep(max(0.01, 5 * (time.monotonic() - began)))
 
 
-def wait_for(process: subprocess.Popen) -> int:
+def wait_for(process: subprocess.Popen, seconds: float = LIMIT) -> int:
     """Its exit status; it is killed, and the test fails, when patience is over."""
+    said = f"has no end: {process.args}"
     try:
-        wait_until(lambda: process.poll() is not None, lambda: f"has no end: {process.args}")
+        wait_until(lambda: process.poll() is not None, lambda: said, seconds)
     finally:
         process.kill()
     return process.wait()
 
 
-def finish(process: subprocess.Popen) -> subprocess.CompletedProcess:
+def finish(process: subprocess.Popen, seconds: float = LIMIT) -> subprocess.CompletedProcess:
     """As `wait_for`, with what it prints, as far as that comes through pipes."""
-    patience = Patience()
+    patience = Patience(seconds)
     try:
         while True:
             try:
-                output = process.communicate(timeout=1)
+                output = process.communicate(timeout=min(1, seconds))
                 return subprocess.CompletedProcess(process.args, process.returncode, *output)
             except subprocess.TimeoutExpired:
                 assert not patience.is_over(), f"has no end: {process.args}"

@@ -8,7 +8,8 @@ from vissl_barlow.stop_signals import stopped_by_ctrl_c
 
 INSTALL = (
     "Detectron2 is not installed. It is built against the PyTorch in use: python -m pip install"
-    " --no-build-isolation git+https://github.com/facebookresearch/detectron2"
+    " --no-build-isolation git+https://github.com/facebookresearch/detectron2 (docs/detection.md has"
+    " what it needs)"
 )
 
 

@@ -150,6 +150,22 @@ def check_hardware(cfg: Any, *, processes: int, processes_per_machine: int, gpus
     refuse(faults)
 
 
+def check_precision(cfg: Any) -> None:
+    """Refuses mixed precision where Detectron2 has it not.
+
+    Args:
+        cfg: a config node with `MODEL` and `SOLVER`.
+
+    Raises:
+        ValueError: SOLVER.AMP.ENABLED on a CPU.
+    """
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ValueError(
+            f"SOLVER.AMP.ENABLED is True, which needs a GPU, but MODEL.DEVICE is"
+            f" {cfg.MODEL.DEVICE!r}: set it to False"
+        )
+
+
 def refuse(faults: Iterable[str]) -> None:
     """Raises ValueError with a line for each fault, if there is any."""
     if lines := "\n".join(faults):

@@ -3,15 +3,13 @@
 import contextlib
 import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Iterator
 
 from detectron2.engine import hooks
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from vissl_barlow.stop_signals import STOP_SIGNALS, StopSignals
+from vissl_barlow.stop_signals import STOP_SIGNALS, StopSignals, say_stopped
 
 
 class StopHook(hooks.HookBase):
@@ -31,11 +29,9 @@ class StopHook(hooks.HookBase):
         trainer.checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
         comm.synchronize()  # nobody leaves, and so ends the others, while the main process saves
         if comm.is_main_process():
-            print(
-                f"vissl_barlow: stopped by {signal.Signals(number).name} after iteration "
-                f"{trainer.iter + 1}, saved; the same command with --resume goes on",
-                file=sys.stderr,
-                flush=True,
+            done = trainer.iter + 1
+            say_stopped(
+                number, f"after iteration {done}, saved; the same command with --resume goes on"
             )
         self.signals.leave(number)
 

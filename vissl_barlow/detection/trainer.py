@@ -24,6 +24,7 @@ from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends
 from vissl_barlow.detection.config import (
     check_hardware,
     check_input,
+    check_precision,
     check_trunk,
     config_path,
     leaves,
@@ -203,6 +204,7 @@ def build_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         ValueError: the file, a key or a value is not what Detectron2 knows.
     """
+    _check_processes(args)
     if flags := [option for option in args.opts if option.startswith("--")]:
         raise ValueError(f"{' '.join(flags)}: flags go before the first KEY VALUE pair")
     if len(args.opts) % 2:
@@ -231,6 +233,27 @@ def build_config(args: argparse.Namespace) -> CfgNode:
         cfg.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, EVAL_ONLY_FOLDER)
     cfg.freeze()
     return cfg
+
+
+def _check_processes(args: argparse.Namespace) -> None:
+    faults = [
+        f"--{flag} {value}: give 1 or more{remedy}"
+        for flag, value, remedy in (
+            (
+                "num-gpus",
+                args.num_gpus,
+                "; on CPU (MODEL.DEVICE cpu MODEL.RESNETS.NORM BN) it counts processes",
+            ),
+            ("num-machines", args.num_machines, ""),
+        )
+        if value < 1
+    ]
+    if not 0 <= args.machine_rank < max(1, args.num_machines):
+        faults.append(
+            f"--machine-rank {args.machine_rank}: of --num-machines {args.num_machines}, give each "
+            "its own, from 0"
+        )
+    refuse(faults)
 
 
 def _faults_of_merging(what: str, merge: Callable[[], Any]) -> list[str]:
@@ -263,6 +286,7 @@ def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     checks += [partial(_check_dataset, name, tested=False) for name in trained_on]
     checks += [partial(_check_dataset, name, tested=True) for name in cfg.DATASETS.TEST]
     if not args.eval_only:
+        checks.append(partial(check_precision, cfg))
         checks.append(partial(check_folder, cfg, resume=args.resume))
     checks.append(partial(_check_weights, cfg, args))
     faults = []

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from vissl_barlow.checkpoint import CheckpointError, load_trunk, read_checkpoint, to_detectron2
 from vissl_barlow.detection import compat  # noqa: F401 (first: mends what follows)
@@ -29,6 +29,20 @@ def _shown(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
 
 
+def _refuse_not_finite(path: str | os.PathLike, weights: Mapping) -> None:
+    """Detectron2 stops at the first step with a loss that is NaN, which says nothing of the file."""
+    names = [
+        name
+        for name, tensor in weights.items()
+        if isinstance(tensor, Tensor) and not tensor.isfinite().all()
+    ]
+    if names:
+        raise CheckpointError(
+            f"{path}: not finite (NaN or inf) in {len(names)} tensors ({_shown(names)}): take a "
+            "checkpoint from before its training diverged"
+        )
+
+
 def load_backbone(model: nn.Module, path: str | os.PathLike) -> int:
     """Loads a pretrained trunk of any supported format into a Detectron2 model.
 
@@ -45,12 +59,13 @@ def load_backbone(model: nn.Module, path: str | os.PathLike) -> int:
 
     Raises:
         CheckpointError: the file holds no trunk, or one with a tensor too few, too many or of
-            another shape.
+            another shape or that is not finite.
         OSError: the file cannot be read.
     """
     state = model.state_dict()
     places = {match[1]: name for name in state if (match := _BACKBONE.search(name))}
     trunk = to_detectron2(load_trunk(path))["model"]
+    _refuse_not_finite(path, trunk)
     loaded = {
         places[name]: tensor
         for name, tensor in trunk.items()
@@ -85,7 +100,9 @@ class StrictCheckpointer(DetectionCheckpointer):
         checkpoint = read_checkpoint(filename)
         if not isinstance(checkpoint, Mapping):
             raise CheckpointError(f"{filename}: holds no model of Detectron2's")
-        return checkpoint if "model" in checkpoint else {"model": checkpoint}
+        checkpoint = checkpoint if "model" in checkpoint else {"model": checkpoint}
+        _refuse_not_finite(filename, checkpoint["model"])
+        return checkpoint
 
     def _load_model(self, checkpoint):
         incompatible = super()._load_model(checkpoint)

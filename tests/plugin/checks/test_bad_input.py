@@ -161,6 +161,17 @@ def test_checkpoint_folder_not_writable(tmp_path):
     assert f"config.CHECKPOINT.DIR={tmp_path}/run:" in refusal(tmp_path)
 
 
+def test_a_refused_start_leaves_no_folder(tmp_path):
+    wrong = "config.OPTIMIZER.num_epochs=1"
+    with pytest.raises(ConfigError, match="warmup_epochs"):
+        resolve(tmp_path / "some" / "run", DIGITS, wrong)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "some").mkdir()
+    with pytest.raises(ConfigError, match="warmup_epochs"):
+        resolve(tmp_path / "some" / "run", DIGITS, wrong)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "some"]
+
+
 def test_checkpoint_of_another_model(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

@@ -30,6 +30,7 @@ from vissl_barlow.vissl_plugin.checks.machine import (
     check_devices,
     check_nodes,
     check_starter,
+    remove_new_checkpoint_folder,
 )
 from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
@@ -60,17 +61,24 @@ def install() -> None:
     resolve = hydra_config.infer_and_assert_hydra_config
 
     def check_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
+        try:
+            return resolved(cfg, *engine_name)
+        except Exception:
+            remove_new_checkpoint_folder()
+            raise
+
+    def resolved(cfg, *engine_name):
         if "BARLOW" in cfg:
             complete(cfg.BARLOW)
             complete_values(cfg)
             check(cfg, *engine_name)
         else:
             check_fit(cfg)
-        resolved = resolve(cfg, *engine_name)
+        result = resolve(cfg, *engine_name)
         if "BARLOW" in cfg:
             check_task(cfg)  # afterwards: VISSL may have put in another task
             check_experiment(cfg)  # of the config as it is recorded
-        return resolved
+        return result
 
     hydra_config.infer_and_assert_hydra_config = check_and_resolve
     show_traceback = sys.excepthook

@@ -1,5 +1,6 @@
 """Refuses machines and folders with which no run can work."""
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import torch
 
 from vissl_barlow.vissl_plugin.errors import ConfigError
+
+# Folders that were made for the config checked last, the innermost last.
+_made: list[Path] = []
 
 
 def check_devices(cfg) -> None:
@@ -85,7 +89,9 @@ def check_checkpoint_folder(cfg) -> None:
             "VISSL resolves no ${...}; write the path out, or make the folder",
         )
     try:
+        absent = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        _made[:] = reversed(absent)
         # Asking the permission bits is not enough: root, quotas and read-only mounts.
         probe = folder / f".write_test_{os.getpid()}"
         probe.touch()
@@ -96,3 +102,10 @@ def check_checkpoint_folder(cfg) -> None:
             folder,
             f"checkpoints cannot be written there ({error.strerror}); name a writable folder",
         ) from None
+
+
+def remove_new_checkpoint_folder() -> None:
+    """Removes what `check_checkpoint_folder` has made, as far as it is empty: the start is refused."""
+    while _made:
+        with contextlib.suppress(OSError):
+            _made.pop().rmdir()

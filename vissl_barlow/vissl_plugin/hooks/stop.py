@@ -1,7 +1,5 @@
 """Stops a run that is asked to stop, without losing a step."""
 
-import signal
-import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +8,7 @@ import torch
 import torch.distributed as dist
 from classy_vision.generic.distributed_util import barrier, get_world_size, is_primary
 
-from vissl_barlow.stop_signals import StopSignals
+from vissl_barlow.stop_signals import StopSignals, say_stopped
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
 
@@ -46,13 +44,8 @@ class BarlowStop(BarlowHook):
         barrier()  # nobody leaves, and so ends the others, while the primary process saves
         if is_primary():
             saved = Path(task.checkpoint_folder, f"model_iteration{task.iteration}.torch").exists()
-            sys.stdout.flush()
-            print(
-                f"vissl_barlow: stopped by {signal.Signals(number).name} after step "
-                f"{task.iteration}, {'saved' if saved else 'NOT saved'}; the same command resumes",
-                file=sys.stderr,
-                flush=True,
-            )
+            outcome = "saved" if saved else "NOT saved"
+            say_stopped(number, f"after step {task.iteration}, {outcome}; the same command resumes")
         self.signals.leave(number)
 
     def on_end(self, task) -> None:
