@@ -322,7 +322,11 @@ def _choose_length(plan: _Plan, folder: OwnFolder, steps: int, epochs: int) -> N
     plan.settle("CHECKPOINT.CHECKPOINT_FREQUENCY", max(epochs // 100, 1), length)
     images = len(folder.train) + len(folder.test)
     checked = min(images, 10_000, max(100, images * epochs // 100))
-    reason = "all" if checked == images else f"the run reads {images * epochs} times an image"
+    reason = (
+        "all"
+        if checked == images
+        else f"a hundredth of what the run reads, {images} images in {epochs} epochs"
+    )
     plan.settle("BARLOW.CHECK_IMAGES", checked, reason)
 
 

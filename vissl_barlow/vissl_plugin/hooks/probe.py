@@ -69,7 +69,9 @@ class BarlowProbe(BarlowHook):
                 content = io.BytesIO()
                 np.save(content, self._correlation(task))
                 replace(self.folder / CORRELATION_FILE, content.getvalue())
-                accuracies["untrained trunk"] = self._probe_trunk(task, self.kind)
+                for kind in {self.kind, self.while_training}:
+                    name = self._named("untrained trunk", kind)
+                    accuracies[name] = self._probe_trunk(task, kind)
             else:
                 logging.warning(
                     "resumed at step %d without %s: the untrained trunk is gone, and not probed",
@@ -87,8 +89,7 @@ class BarlowProbe(BarlowHook):
             kind = self.while_training
             accuracy = self._probe_trunk(task, kind)
             logging.info("epoch %d: %s probe %.1f%%", epoch, kind, 100 * accuracy)
-            name = f"epoch {epoch}" if kind == self.kind else f"epoch {epoch}, {kind}"
-            self._write({name: accuracy})
+            self._write({self._named(f"epoch {epoch}", kind): accuracy})
 
     def on_end(self, task) -> None:
         if not is_primary():
@@ -140,6 +141,9 @@ class BarlowProbe(BarlowHook):
 
     def _labelled_images(self, config, split: str) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         return LabelledImages(config, split)
+
+    def _named(self, features: str, kind: str) -> str:
+        return features if kind == self.kind else f"{features}, {kind}"
 
     def _probe_trunk(self, task, kind: str) -> float:
         with _evaluating(task.base_model) as model:
