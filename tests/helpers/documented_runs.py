@@ -107,7 +107,9 @@ def in_force(place, command, replace, added, record: Path) -> None:
         assert found == yaml.safe_load(value), f"{word}: the run had {found}"
 
 
-def pretrains(folder: str, *append: str, **options) -> Callable[[Place, str], None]:
+def pretrains(
+    folder: str, *append: str, then: Callable[[Place], None] = lambda place: None, **options
+) -> Callable[[Place, str], None]:
     """A whole pretraining into `folder`, with everything that docs/pretraining.md says a run writes."""
 
     def check(place: Place) -> None:
@@ -117,11 +119,39 @@ def pretrains(folder: str, *append: str, **options) -> Callable[[Place, str], No
         assert (place.folder / folder / "checkpoint.torch").is_symlink()
         trunk = load_trunk(place.folder / folder / "checkpoint.torch")
         assert all(tensor.isfinite().all() for tensor in trunk.values())
+        then(place)
 
     written = ("log.txt", "stdout.json", "metrics.json", "train_config.yaml", "barlow_run.json")
     final = "model_final_checkpoint_phase0.torch"
     leaves = tuple(f"{folder}/{name}" for name in (*written, final))
     return runs(*append, leaves=leaves, then=check, **options)
+
+
+def own_pretraining(place: Place, command: str) -> None:
+    """On a folder with train/ and val/, a trunk an eighth of what would be chosen."""
+
+    def check(place: Place) -> None:
+        folder = place.folder / "own_images" / "imagenet"
+        results = json.loads((folder / "barlow_probe.json").read_text())
+        assert {"untrained trunk", "pixels", "pretrained trunk"} <= results.keys()
+        (start,) = json.loads((folder / "barlow_run.json").read_text())
+        assert "360 of them (val/) are held out" in start["data"]["train"]["found"]
+        chosen = {each["key"]: each["value"] for each in start["derived"]}
+        assert chosen["MODEL.HEAD.PARAMS.0.1.dims"] == [128] * 3
+        assert chosen["DATA.TRAIN.TRANSFORMS.0.size"] == 32
+        assert (
+            "chosen: config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=" in (folder / "log.txt").read_text()
+        )
+
+    pretrains(
+        "own_images/imagenet",
+        "config.OPTIMIZER.num_epochs=1",
+        "config.DATA.TRAIN.DATA_LIMIT=64",
+        "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.0625",
+        replace={"FOLDER": "/data/imagenet"},
+        prints="1797 images in 10 classes",
+        then=check,
+    )(place, command)
 
 
 def study(data: str, *append: str, **options) -> Callable[[Place, str], None]:

@@ -25,6 +25,7 @@ from documented_runs import (
     has_accuracy,
     on_nodes,
     own_images,
+    own_pretraining,
     places_lists,
     pretrains,
     report,
@@ -142,13 +143,11 @@ FINE_TUNING = (
 
 
 HAS_DETECTRON2 = importlib.util.find_spec("detectron2") is not None
-NO_GPU = fails_without("a CUDA device, and torch sees none", torch.cuda.is_available())
 NO_DETECTRON2 = fails_without(r"Detectron2 in \S+: see docs/detection\.md", HAS_DETECTRON2)
+NO_GPU = fails_without("a CUDA device, and torch sees none", torch.cuda.is_available())
 
 
 # Detectron2: without it the commands say so or are printed; with it, see the end of this file.
-
-
 def detection(place: Place, command: str) -> None:
     if HAS_DETECTRON2:
         pytest.skip("test_detection_runs_as_documented runs it")
@@ -219,6 +218,7 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     "config.SLURM.PARTITION=PARTITION": submits(hours=72),
     f"{PRETRAIN}/resnet50_in1k_1000ep {IMAGENET} config.SLURM.USE_SLURM=true "
     "config.SLURM.PARTITION=PARTITION config.SLURM.TIME_HOURS=72": submits(hours=72),
+    f"{PRETRAIN}/own_images config.DATA.TRAIN.DATA_PATHS=[FOLDER]": own_pretraining,
     "from vissl_barlow.loss import barlow_twins_loss\n"
     "loss, invariance, redundancy = barlow_twins_loss(z_a, z_b, lambda_=5e-3)": is_python,
     "from vissl_barlow.checkpoint import load_trunk\n"

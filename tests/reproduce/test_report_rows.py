@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import yaml
 from pretend_runs import detection, experiment, linear, pretraining, probed, svm
 from reports import measured, report, row, rows
 
@@ -235,3 +236,18 @@ def test_brackets_are_no_markup_on_the_console(tmp_path, main_run, capsys, monke
     printed = "".join(capsys.readouterr().out.split())  # the title is wrapped
     assert f",with{head}" in printed
     assert "ImageNetlinear(trunk[red]:cat:.pth,sha256" in printed
+
+
+def test_what_a_folder_of_ones_own_leaves_open_is_no_departure(tmp_path):
+    """Batch, trunk and projector of `own_images` hang on images and machine."""
+    folder = tmp_path / "runs" / "photos"
+    images = "config.DATA.TRAIN.DATA_PATHS=[/data/photos]"
+    depth = "config.MODEL.TRUNK.RESNETS.DEPTH=34"
+    pretraining(folder, "own_images", images, depth, batch=64, processes=1)
+    resolved = yaml.safe_load((folder / "train_config.yaml").read_text())
+    head = ["barlow_projector", {"in_dim": 256, "dims": [1024] * 3}]
+    trunk = {"NAME": "barlow_resnet", "RESNETS": {"DEPTH": 34, "WIDTH_MULTIPLIER": 0.5}}
+    resolved["MODEL"] = {"TRUNK": trunk, "HEAD": {"PARAMS": [head]}}
+    (folder / "train_config.yaml").write_text(yaml.safe_dump(resolved))
+    labels = {found["label"] for found in rows(report(tmp_path), "figure1")}
+    assert labels == {"own_images with MODEL.TRUNK.RESNETS.DEPTH=34, global batch=64"}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
+from vissl_barlow.own_images.choices import AUTO
 from vissl_barlow.reproduce.overrides import compose_config
 from vissl_barlow.reproduce.settings import BATCH
 
@@ -21,6 +22,15 @@ def global_batch(config: str, overrides: Sequence[str] = ()) -> int:
     """
     composed = _compose(config, overrides)
     return composed.DATA.TRAIN.BATCHSIZE_PER_REPLICA * _processes(composed)
+
+
+def chooses_batch(config: str) -> bool:
+    """Whether the batch of `config` hangs on its images and the machine (`auto`).
+
+    Raises:
+        hydra.errors.HydraException: `config` is none of this plugin's.
+    """
+    return compose_config(config).DATA.TRAIN.BATCHSIZE_PER_REPLICA == AUTO
 
 
 def share_of(

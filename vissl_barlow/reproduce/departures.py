@@ -11,6 +11,7 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from vissl_barlow.own_images.choices import AUTO
 from vissl_barlow.paths import config_folder
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.settings import decides_the_model
@@ -41,8 +42,15 @@ def model_departures(
         found, expected = _value(resolved, key), _value(composed, key)
         if expected is None and key == _WIDTH:  # as VISSL leaves it
             expected = 1
-        if None not in (found, expected) and found != expected:
+        if None not in (found, expected) and found != expected and not _is_open(expected):
             yield f"config.MODEL.{key}={found}"
+
+
+def _is_open(value: Any) -> bool:
+    """Whether a config leaves it, or a part of it, to the images and the machine."""
+    if isinstance(value, Mapping | list):
+        return any(map(_is_open, value.values() if isinstance(value, Mapping) else value))
+    return value == AUTO
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:

@@ -4,6 +4,7 @@ import json
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -106,3 +107,28 @@ def test_another_probe_while_training_has_a_name_of_its_own(tmp_path, monkeypatc
     hook.on_phase_end(task)
     results = json.loads((tmp_path / "barlow_probe.json").read_text())
     assert asked == ["knn"] and results == {"probe": "linear", "epoch 1, knn": 0.5}
+
+
+def test_views_of_bytes_are_normalised_for_the_picture():
+    from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
+
+    views = torch.randint(0, 256, (40, 2, 3, 4, 4), dtype=torch.uint8)
+    levels = views.double().flatten(2).mean(2).div(255)  # (N, 2)
+
+    class Model(torch.nn.Module):
+        def forward(self, batch):  # (1, N, 3, H, W)
+            assert batch.is_floating_point()
+            return [batch[0].flatten(1).mean(1, keepdim=True)]
+
+    task = SimpleNamespace(
+        datasets={"train": [{"data": list(pair)} for pair in views]},
+        config=SimpleNamespace(
+            BARLOW=SimpleNamespace(PROBE=SimpleNamespace(CORRELATION_IMAGES=40))
+        ),
+        base_model=Model(),
+        device="cpu",
+        normalization=([0.5] * 3, [0.25] * 3),
+    )
+    found = BarlowProbe("knn", 0, 1)._correlation(task)
+    expected = np.corrcoef(levels.numpy().T)[0, 1]
+    assert found.shape == (1, 1) and found[0, 0] == pytest.approx(expected, abs=1e-5)

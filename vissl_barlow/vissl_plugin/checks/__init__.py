@@ -34,6 +34,7 @@ from vissl_barlow.vissl_plugin.checks.machine import (
 )
 from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
+from vissl_barlow.vissl_plugin.checks.own_images import choose_values
 from vissl_barlow.vissl_plugin.checks.pieces import check_pieces, check_stages_of_model
 from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
@@ -70,8 +71,11 @@ def install() -> None:
     def resolved(cfg, *engine_name):
         if "BARLOW" in cfg:
             complete(cfg.BARLOW)
+            refusals = Refusals()
+            with refusals:
+                choose_values(cfg)
             complete_values(cfg)
-            check(cfg, *engine_name)
+            check(cfg, *engine_name, refusals=refusals)
         else:
             check_fit(cfg)
         result = resolve(cfg, *engine_name)
@@ -98,17 +102,18 @@ def install() -> None:
     sys.excepthook = show_in_lines
 
 
-def check(cfg, engine_name: str = "train") -> None:
+def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
     """Raises ConfigError for what cannot work in `cfg`: all of it, but for what hangs on another thing.
 
-    `cfg.BARLOW` is complete.
+    `cfg.BARLOW` is complete; `refusals` has what is known to be wrong.
     """
     check_starter(cfg)
-    refusals = Refusals()
+    known = len(refusals.errors)
     for check_one in (check_types, check_settings, check_keys, check_checkpoint_folder):
         with refusals:
             check_one(cfg)
-    refusals.raise_all()  # the rest reads what these have checked
+    if len(refusals.errors) > known:
+        refusals.raise_all()  # the rest reads what these have checked
     name_digits(cfg)
     for check_one in (check_devices, check_nodes):
         with refusals:

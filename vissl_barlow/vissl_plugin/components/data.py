@@ -139,6 +139,8 @@ class BarlowOwnFolder(BarlowImageFolder):
     def list_images(self, path: str, split: str) -> list[str]:
         folder = read_folder(path)
         trains = split.upper() == "TRAIN"
+        # What the log and the run's record say (`run/images.py`).
+        self.description = folder.description
         self.labels = folder.train_labels if trains else folder.test_labels
         return folder.train if trains else folder.test
 

@@ -19,6 +19,7 @@ from vissl_barlow.figures import draw_pretraining
 from vissl_barlow.patient_files import read_bytes, read_json, replace, set_aside
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
+from vissl_barlow.views.normalize import normalize
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 from vissl_barlow.vissl_plugin.hooks.labelled_images import LabelledImages
 from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
@@ -68,7 +69,9 @@ class BarlowProbe(BarlowHook):
                 content = io.BytesIO()
                 np.save(content, self._correlation(task))
                 replace(self.folder / CORRELATION_FILE, content.getvalue())
-                accuracies["untrained trunk"] = self._probe_trunk(task, self.kind)
+                for kind in {self.kind, self.while_training}:
+                    name = self._named("untrained trunk", kind)
+                    accuracies[name] = self._probe_trunk(task, kind)
             else:
                 logging.warning(
                     "resumed at step %d without %s: the untrained trunk is gone, and not probed",
@@ -86,8 +89,7 @@ class BarlowProbe(BarlowHook):
             kind = self.while_training
             accuracy = self._probe_trunk(task, kind)
             logging.info("epoch %d: %s probe %.1f%%", epoch, kind, 100 * accuracy)
-            name = f"epoch {epoch}" if kind == self.kind else f"epoch {epoch}, {kind}"
-            self._write({name: accuracy})
+            self._write({self._named(f"epoch {epoch}", kind): accuracy})
 
     def on_end(self, task) -> None:
         if not is_primary():
@@ -140,6 +142,9 @@ class BarlowProbe(BarlowHook):
     def _labelled_images(self, config, split: str) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
         return LabelledImages(config, split)
 
+    def _named(self, features: str, kind: str) -> str:
+        return features if kind == self.kind else f"{features}, {kind}"
+
     def _probe_trunk(self, task, kind: str) -> float:
         with _evaluating(task.base_model) as model:
             return self._accuracy(kind, lambda images: model.trunk(images.to(task.device))[0])
@@ -162,8 +167,8 @@ class BarlowProbe(BarlowHook):
         with _evaluating(task.base_model) as model, _seeded():
             for start in drawn[::_PAIRS_AT_ONCE]:
                 pairs = [dataset[i]["data"] for i in drawn[start : start + _PAIRS_AT_ONCE]]
-                views = (torch.stack(images).to(task.device)[None] for images in zip(*pairs))
-                batches.append([model(view)[0].cpu() for view in views])
+                views = (torch.stack(images).to(task.device) for images in zip(*pairs))
+                batches.append([model(_normalized(task, view)[None])[0].cpu() for view in views])
         z_a, z_b = (torch.cat(embeddings) for embeddings in zip(*batches))
         dimensions = z_a.shape[1]
         with np.errstate(invalid="ignore"):  # a constant dimension correlates with nothing
@@ -176,6 +181,11 @@ def _are_results(value: object) -> bool:
         isinstance(accuracy, str if name == "probe" else int | float)
         for name, accuracy in value.items()
     )
+
+
+def _normalized(task, views: torch.Tensor) -> torch.Tensor:
+    """Views of bytes as the train step makes them; others are so already."""
+    return normalize(views, *task.normalization) if views.dtype == torch.uint8 else views
 
 
 def _pixels(images: torch.Tensor) -> torch.Tensor:
