@@ -80,6 +80,7 @@ setup(
         "vissl": ["vissl==0.1.6", "classy-vision==0.7.0"],
         # Not on PyPI: https://detectron2.readthedocs.io/tutorials/install.html
         "detectron2": ["detectron2"],
+        "wandb": ["wandb"],
         "test": ["pytest", "pytest-xdist", "hypothesis", "playwright", "ruff", "mypy", "wheel"],
     },
 )

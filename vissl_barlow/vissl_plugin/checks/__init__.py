@@ -30,6 +30,7 @@ from vissl_barlow.vissl_plugin.checks.machine import (
     check_devices,
     check_nodes,
     check_starter,
+    check_wandb,
 )
 from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
@@ -101,7 +102,7 @@ def check(cfg, engine_name: str = "train") -> None:
             check_one(cfg)
     refusals.raise_all()  # the rest reads what these have checked
     name_digits(cfg)
-    for check_one in (check_devices, check_nodes):
+    for check_one in (check_devices, check_nodes, check_wandb):
         with refusals:
             check_one(cfg)
     splits = []

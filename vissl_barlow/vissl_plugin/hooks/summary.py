@@ -51,7 +51,7 @@ def _trunk(task) -> str:
         name = f"ResNet-{settings.DEPTH}{width}"
     trunk = list(task.base_model.trunk.parameters())
     frozen = "" if any(p.requires_grad for p in trunk) else ", frozen"
-    return f"{name}, {sum(p.numel() for p in trunk) / 1e6:.1f} million parameters{frozen}"
+    return f"{name}, {sum(p.numel() for p in trunk) / 1e6:.3g} million parameters{frozen}"
 
 
 def _head(name: str, options: dict, *rest) -> str:
