@@ -91,7 +91,6 @@ def _device(task) -> str:
     if task.device.type == "cuda":
         name = torch.cuda.get_device_name(task.device)
     else:
-        threads = torch.get_num_threads()
-        name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        name = f"CPU, threads: {torch.get_num_threads()}"
     uses_amp = task.trains and task.config.MODEL.AMP_PARAMS.USE_AMP
     return f"{name}, {task.config.BARLOW.AMP_DTYPE if uses_amp else 'float32'}"
