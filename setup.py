@@ -81,6 +81,7 @@ setup(
         "vissl": ["vissl==0.1.6", "classy-vision==0.7.0"],
         # Not on PyPI: https://detectron2.readthedocs.io/tutorials/install.html
         "detectron2": ["detectron2"],
+        "wandb": ["wandb"],
         # For `python -m vissl_barlow.checkpoint --to onnx`.
         "export": EXPORT,
         "test": [

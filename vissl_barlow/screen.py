@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO
 
 from vissl_barlow.paths import PACKAGE
 
@@ -73,7 +74,7 @@ class LinesOfWorkers:
         """`say(line)` is called with each, in a thread."""
         reader, writer = os.pipe()
         self._writer = Connection(writer, readable=False)
-        threading.Thread(target=_pass_on, args=(reader, say), daemon=True).start()
+        pass_lines_on(os.fdopen(reader, "rb"), say)
 
     def __getstate__(self) -> Connection:
         return self._writer
@@ -87,11 +88,16 @@ class LinesOfWorkers:
         logging.basicConfig(format="%(message)s", force=True)
 
 
-def _pass_on(reader: int, say: Callable[[str], object]) -> None:
-    with open(reader, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.strip():
-                say(line.rstrip())
+def pass_lines_on(stream: IO[bytes], say: Callable[[str], object]) -> None:
+    """Calls `say(line)`, in a thread, with each line from `stream` that is not empty, until its end."""
+
+    def pass_on() -> None:
+        with stream:
+            for line in stream:
+                if text := line.decode(errors="replace").rstrip():
+                    say(text)
+
+    threading.Thread(target=pass_on, daemon=True).start()
 
 
 def _is_own(record: logging.LogRecord) -> bool:

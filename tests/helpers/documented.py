@@ -40,7 +40,9 @@ def _items(block: str) -> list[str]:
         return lines
     text = "\n".join(lines)
     # What a program prints, by its first line: the numbers differ from run to run.
-    return [f"prints {shown(lines[0])}"] if re.match(r"epoch |=+ ", text) else [text]
+    return (
+        [f"prints {shown(lines[0])}"] if re.match(r"epoch |vissl_barlow \d|=+ ", text) else [text]
+    )
 
 
 def shown(output: str) -> str:

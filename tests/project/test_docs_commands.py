@@ -186,7 +186,7 @@ EVALUATION_FILES = ("train_config.yaml", "checkpoint.torch")
 COMMANDS: dict[str, Callable[[Place, str], None]] = {
     # README.md, docs/pretraining.md
     "make quickstart": quickstart,
-    "prints epoch 0/0 step 0/0 loss 0 invariance 0 redundancy 0 lr 0 0 images/s eta 0": (
+    "prints vissl_barlow 0 training with barlow_loss": (
         is_tested_by(QUICKSTART_TEST, "test_the_quickstart_learns_the_digits_and_draws_it")
     ),
     "make test": suite,

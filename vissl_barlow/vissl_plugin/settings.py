@@ -118,6 +118,9 @@ class Settings:
     COLLAPSED_RANK: float = _key(
         1.5, "embeddings of a smaller effective rank are called a line", at_least=0
     )
+    WANDB_PROJECT: str = _key(
+        "", "mirror the numbers and pictures to this project at Weights & Biases; empty: do not"
+    )
     PROBE: ProbeSettings = dataclasses.field(default_factory=ProbeSettings)
 
 

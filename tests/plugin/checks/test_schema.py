@@ -33,6 +33,7 @@ OTHERS = {
     "RANKED_IMAGES": 2,
     "COLLAPSED_STD": 0,
     "COLLAPSED_RANK": 1,
+    "WANDB_PROJECT": "barlow",
     "PROBE.KIND": "knn",
     "PROBE.EVERY_EPOCHS": 1,
     "PROBE.WHILE_TRAINING": "knn",

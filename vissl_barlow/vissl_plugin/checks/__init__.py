@@ -30,6 +30,7 @@ from vissl_barlow.vissl_plugin.checks.machine import (
     check_devices,
     check_nodes,
     check_starter,
+    check_wandb,
     remove_new_checkpoint_folder,
 )
 from vissl_barlow.vissl_plugin.checks.meters import check_meters
@@ -115,7 +116,7 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
     if len(refusals.errors) > known:
         refusals.raise_all()  # the rest reads what these have checked
     name_digits(cfg)
-    for check_one in (check_devices, check_nodes):
+    for check_one in (check_devices, check_nodes, check_wandb):
         with refusals:
             check_one(cfg)
     splits = []

@@ -1,6 +1,7 @@
 """Refuses machines and folders with which no run can work."""
 
 import contextlib
+import importlib.util
 import os
 import signal
 from pathlib import Path
@@ -40,6 +41,20 @@ def check_devices(cfg) -> None:
             cfg.DISTRIBUTED.NUM_PROC_PER_NODE,
             f"one process needs one GPU and this machine has {available}; set at most {available}",
         )
+
+
+def check_wandb(cfg) -> None:
+    if cfg.BARLOW.WANDB_PROJECT and not _is_installed("wandb"):
+        raise ConfigError(
+            "BARLOW.WANDB_PROJECT",
+            cfg.BARLOW.WANDB_PROJECT,
+            "the package is not installed: pip install wandb",
+        )
+
+
+def _is_installed(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None  # a folder of that name has none
 
 
 def check_starter(cfg) -> None:

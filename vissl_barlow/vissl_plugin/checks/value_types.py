@@ -4,6 +4,7 @@ VISSL indexes and tests what it is given: of the text `/images` it takes `/`, an
 """
 
 import copy
+import functools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -157,6 +158,7 @@ def _values(
             yield key, default, section, name
 
 
+@functools.cache
 def _defaults() -> Mapping:
     """VISSL's own, and those of this plugin's keys beside them."""
     merged = OmegaConf.to_container(OmegaConf.merge(vissl_defaults(), _OWN))

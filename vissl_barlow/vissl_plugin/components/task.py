@@ -10,7 +10,7 @@ saving, and neither the number of loader workers nor the place of the interrupti
 import contextlib
 import functools
 import logging
-import multiprocessing
+import multiprocessing.forkserver
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -55,8 +55,6 @@ from vissl_barlow.vissl_plugin.run.experiment import (
 )
 from vissl_barlow.vissl_plugin.run.images import images_of
 
-# By name: it imports what imports this.
-_PRELOADED = "vissl_barlow.vissl_plugin.preload"
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -84,6 +82,11 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def __init__(self, config) -> None:
         super().__init__(config)
+        if (
+            config.DATA.NUM_DATALOADER_WORKERS > 0
+            and config.MULTI_PROCESSING_METHOD == "forkserver"
+        ):
+            start_worker_server()
         # Here, because VISSL adds to the config while it builds the model and the loss.
         self.experiment = experiment_of(config)
 
@@ -139,7 +142,6 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def build_dataloaders(self, pin_memory: bool, current_train_phase_idx: int = 0) -> dict:
         end_loader_workers_at_exit()
-        multiprocessing.set_forkserver_preload([_PRELOADED])
         lines = LinesOfWorkers(logging.warning)
         return {
             split.lower(): build_dataloader(
@@ -208,6 +210,16 @@ class BarlowTaskBase(SelfSupervisionTask):
 @register_task("barlow_evaluation_task")
 class BarlowEvaluationTask(BarlowTaskBase):
     """VISSL's task for evaluations, with the plugin's hooks and weights in any format it reads."""
+
+
+def start_worker_server() -> None:
+    """Starts what loader workers are forked from; it imports beside what this process goes on with.
+
+    With held back requests to stop, as the workers have them until they ignore them.
+    """
+    multiprocessing.forkserver.set_forkserver_preload(["vissl_barlow.vissl_plugin.preload"])
+    with held_back():
+        multiprocessing.forkserver.ensure_running()
 
 
 def _init_loader_worker(worker_id: int, lines: LinesOfWorkers) -> None:

@@ -24,6 +24,7 @@ from vissl_barlow.vissl_plugin.hooks.record import RunRecord
 from vissl_barlow.vissl_plugin.hooks.stop import BarlowStop
 from vissl_barlow.vissl_plugin.hooks.target import BarlowTargetHook
 from vissl_barlow.vissl_plugin.hooks.tensorboard import BarlowTensorboardHook
+from vissl_barlow.vissl_plugin.hooks.wandb_mirror import WandbMirror
 
 
 def barlow_hooks(hooks: list[ClassyHook], cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
@@ -39,7 +40,9 @@ def barlow_hooks(hooks: list[ClassyHook], cfg, resumes_within_epochs: bool) -> l
     """
     timers = [hook for hook in hooks if isinstance(hook, LogPerfTimeMetricsHook)]
     others = [_replacement(hook, cfg) for hook in hooks if hook not in timers]
-    return [*timers, *_own_hooks(cfg, resumes_within_epochs), RunRecord(), *others]
+    mirrors = [WandbMirror(cfg.BARLOW.WANDB_PROJECT)] if cfg.BARLOW.WANDB_PROJECT else []
+    own = [*_own_hooks(cfg, resumes_within_epochs), RunRecord()]
+    return [*timers, *own, *others, *mirrors]
 
 
 def pretrains(cfg) -> bool:

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import adaptive_avg_pool2d
 
-from vissl_barlow.figures import draw_pretraining
 from vissl_barlow.patient_files import read_bytes, read_json, replace, set_aside
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
@@ -109,6 +108,8 @@ class BarlowProbe(BarlowHook):
             console.print(f"picture: {self.folder / FIGURE_FILE}", highlight=False, soft_wrap=True)
 
     def _draw(self, task, shown: dict[str, str]) -> None:
+        from vissl_barlow.figures import draw_pretraining  # matplotlib: not before the first step
+
         picture = io.BytesIO()
         draw_pretraining(
             picture,

@@ -51,7 +51,7 @@ def _trunk(task) -> str:
         name = f"ResNet-{settings.DEPTH}{width}"
     trunk = list(task.base_model.trunk.parameters())
     frozen = "" if any(p.requires_grad for p in trunk) else ", frozen"
-    return f"{name}, {sum(p.numel() for p in trunk) / 1e6:.1f} million parameters{frozen}"
+    return f"{name}, {sum(p.numel() for p in trunk) / 1e6:.3g} million parameters{frozen}"
 
 
 def _head(name: str, options: dict, *rest) -> str:
@@ -91,7 +91,6 @@ def _device(task) -> str:
     if task.device.type == "cuda":
         name = torch.cuda.get_device_name(task.device)
     else:
-        threads = torch.get_num_threads()
-        name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        name = f"CPU, threads: {torch.get_num_threads()}"
     uses_amp = task.trains and task.config.MODEL.AMP_PARAMS.USE_AMP
     return f"{name}, {task.config.BARLOW.AMP_DTYPE if uses_amp else 'float32'}"
