@@ -1,16 +1,19 @@
 """Peak memory and time of a step in pieces, by mode and chunk size, beside what there was before it.
 
 One step is forward and backward of both views of a ResNet, projector and loss; no optimizer. Memory is
-what the step adds to a fresh process at its peak, gradients of the parameters included.
+what the step adds to a fresh process at its peak, gradients of the parameters included. `--paper`
+measures the paper's network at 224 pixels, as in docs/one-gpu.md: one step each, half an hour.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from bench_common import (
     arguments,
+    cost_of_one_call,
     interleaved_times,
     markdown_table,
     median,
@@ -102,8 +105,30 @@ def variants(n: int, quick: bool) -> list[Variant]:
     ]
 
 
+# Images of each view; the steps that hold the activations of them all are of fewer, for 6 GB.
+PAPERS_STEPS = (
+    *((8, Variant()), (24, Variant()), (24, Variant("per_view")), (48, Variant("per_view"))),
+    *((64, Variant(checkpointed=True)), (64, Variant("per_view", checkpointed=True))),
+    *((64, Variant("per_piece", chunk_size)) for chunk_size in (32, 16, 8)),
+    *((64, Variant("exact", chunk_size)) for chunk_size in (32, 16, 8)),
+)
+
+
+def papers_network(out: Path) -> None:
+    rows, results = [], []
+    for n, variant in PAPERS_STEPS:
+        cost = cost_of_one_call(step, variant, Sizes(50, n, 224, 8192))
+        rows.append([variant.name, n, variant.chunk_size or None, *cost])
+        results.append({"n": n, **vars(variant), **cost._asdict()})
+    header = ["step", "images of each view", "chunk size", "peak MiB", "seconds"]
+    write_results(out, "chunked_paper", table=markdown_table(header, rows), results=results)
+
+
 def main() -> None:
-    args = arguments(__doc__)
+    args = arguments(__doc__, paper="the paper's network at 224 pixels instead")
+    if args.paper:
+        papers_network(args.out)
+        return
     sizes = Sizes(18, 16, 32, 256) if args.quick else Sizes(18, 64, 64, 1024)
     chosen = variants(sizes.n, args.quick)
     # One thread, by its own clock: what else the machine does is left out.

@@ -18,9 +18,11 @@ import torch
 SAMPLE_SECONDS = 0.1
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Command line of every benchmark: `--quick` and `--out DIR`."""
+def arguments(description: str, **flags: str) -> argparse.Namespace:
+    """Command line of every benchmark: `--quick`, `--out DIR` and its own flags with their help."""
     parser = argparse.ArgumentParser(description=description)
+    for flag, meaning in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=meaning)
     parser.add_argument("--quick", action="store_true", help="few sizes, few repeats")
     parser.add_argument(
         "--out", type=Path, default=Path("bench_out"), help="folder for the results"

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vissl_barlow import distributed
-from vissl_barlow.loss import barlow_twins_loss, cross_correlation, normalize
+from vissl_barlow.loss import barlow_twins_loss, cross_correlation, equation_1, normalize
 
 # Rows per process: unequal, so that a mean of the processes' means is not the mean.
 SPLITS = {1: [12], 2: [5, 7], 4: [4, 1, 5, 2]}
@@ -163,6 +163,44 @@ def test_building_blocks_on_processes_equal_one_process(processes):
 
 def test_global_batch_of_one_is_refused_on_every_process(processes):
     assert all("raise the batch size" in result["refusal"] for result in processes)
+
+
+def _loss_of_gathered(rank, in_bfloat16):
+    rows = slice(64 * rank, 64 * rank + 64)
+    torch.manual_seed(0)
+    common, *own = torch.randn(3, 128, 1024, dtype=torch.float64)
+    z_a, z_b = ((common + 0.5 * view)[rows].float().requires_grad_() for view in own)
+    terms = barlow_twins_loss(z_a, z_b, form="gram", gather_in_bfloat16=in_bfloat16)
+    terms.loss.backward()
+    return torch.stack(terms).detach().double(), torch.stack((z_a.grad, z_b.grad)).double()
+
+
+def _sent_in_bfloat16(rank):
+    dtypes = []
+    gather = distributed.dist.all_gather_into_tensor
+
+    def note(out, x, **kwargs):
+        dtypes.append(x.dtype)
+        return gather(out, x, **kwargs)
+
+    distributed.dist.all_gather_into_tensor = note
+    return (*_loss_of_gathered(rank, True), dtypes[-2:])
+
+
+def test_gathering_in_bfloat16_halves_the_bytes_and_rounds_the_gradient_alone():
+    torch.manual_seed(0)
+    common, *own = torch.randn(3, 128, 1024, dtype=torch.float64)
+    views = [(common + 0.5 * view).float().double().requires_grad_() for view in own]
+    expected = equation_1(*views)
+    expected.loss.backward()
+    gradient = torch.stack([view.grad for view in views]) * 2  # processes
+    found = run_gloo(_sent_in_bfloat16, 2)
+    for terms, _, dtypes in found:
+        torch.testing.assert_close(terms, torch.stack(expected).detach(), rtol=1e-5, atol=0)
+        assert dtypes == [torch.bfloat16] * 2
+    error = torch.cat([part[1] for part in found], 1) - gradient
+    # Half of a bfloat16's last bit, 2^-9, of the rows of the other process, is half of all.
+    assert 1e-4 < error.norm() / gradient.norm() < 2**-9
 
 
 def test_one_process_without_a_group_communicates_nothing():

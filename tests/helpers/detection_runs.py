@@ -24,6 +24,26 @@ SMALL = [
     *("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"),
 ]
 
+# Two of the schedule's steps, on 128-pixel images of drawn rectangles.
+TWO_STEPS = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.NORM": "BN",
+    "INPUT.MIN_SIZE_TRAIN": "(128,)",
+    "INPUT.MAX_SIZE_TRAIN": "128",
+    "INPUT.MIN_SIZE_TEST": "128",
+    "INPUT.MAX_SIZE_TEST": "128",
+    "SOLVER.IMS_PER_BATCH": "2",
+    "SOLVER.MAX_ITER": "2",
+    "SOLVER.STEPS": "(1,)",
+    "SOLVER.WARMUP_ITERS": "1",
+    "SOLVER.CHECKPOINT_PERIOD": "2",
+    "TEST.PRECISE_BN.NUM_ITER": "2",
+    "DATALOADER.NUM_WORKERS": "0",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "8",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": "50",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "16",
+}
+
 
 def config(name, *options):
     from vissl_barlow.detection import trainer

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from detection_datasets import draw_voc
+from detection_runs import TWO_STEPS
 from digits_on_disk import ATTRIBUTES, OVERLAY
 from documented import PAGES, documented, lay_out_data
 from documented_runs import (
@@ -184,7 +185,7 @@ DOTS = {" ...": ""}
 EVALUATION_FILES = ("train_config.yaml", "checkpoint.torch")
 
 COMMANDS: dict[str, Callable[[Place, str], None]] = {
-    # README.md, docs/pretraining.md
+    # README.md, docs/pretraining.md, docs/one-gpu.md
     "make quickstart": quickstart,
     "prints vissl_barlow 0 training with barlow_loss": (
         is_tested_by(QUICKSTART_TEST, "test_the_quickstart_learns_the_digits_and_draws_it")
@@ -194,6 +195,23 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     f"{PRETRAIN}/resnet50_in1k_1000ep_1gpu {IMAGENET} config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=256 "
     "config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.base_value=0.4": (
         pretrains(ONE_GPU, *SMALL, "config.DATA.TRAIN.DATA_LIMIT=512")
+    ),
+    f"{PRETRAIN}/resnet50_in1k_1000ep_1gpu {IMAGENET} config.BARLOW.CHUNK_SIZE=256 "
+    "config.MODEL.ACTIVATION_CHECKPOINTING.USE_ACTIVATION_CHECKPOINTING=false": (
+        pretrains(
+            ONE_GPU,
+            *SMALL,
+            "config.DATA.TRAIN.DATA_LIMIT=384",
+            "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=384",
+        )
+    ),
+    f"{PRETRAIN}/resnet50_in1k_1000ep_8gpu_24gb {IMAGENET}": (
+        pretrains(
+            f"{MAIN_RUN}_8gpu_24gb",
+            *SMALL,
+            *LIMITED,
+            "config.DISTRIBUTED.NUM_PROC_PER_NODE=2",
+        )
     ),
     f"{PRETRAIN}/resnet50_in1k_1000ep {IMAGENET} config.DISTRIBUTED.NUM_NODES=1 "
     "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=256": (
@@ -368,25 +386,6 @@ def test_documented_command(command, place):
     COMMANDS[command](place, command)
 
 
-# Two of the schedule's steps, on 128-pixel images of drawn rectangles.
-DETECTION_SMALL = {
-    "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.NORM": "BN",
-    "INPUT.MIN_SIZE_TRAIN": "(128,)",
-    "INPUT.MAX_SIZE_TRAIN": "128",
-    "INPUT.MIN_SIZE_TEST": "128",
-    "INPUT.MAX_SIZE_TEST": "128",
-    "SOLVER.IMS_PER_BATCH": "2",
-    "SOLVER.MAX_ITER": "2",
-    "SOLVER.STEPS": "(1,)",
-    "SOLVER.WARMUP_ITERS": "1",
-    "SOLVER.CHECKPOINT_PERIOD": "2",
-    "TEST.PRECISE_BN.NUM_ITER": "2",
-    "DATALOADER.NUM_WORKERS": "0",
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "8",
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN": "50",
-    "MODEL.RPN.POST_NMS_TOPK_TEST": "16",
-}
 ONE_GPU_FEWER = {"--num-gpus 8": "--num-gpus 1"}
 
 
@@ -403,12 +402,12 @@ def test_detection_runs_as_documented(tmp_path, data):
     for command, append, result in (
         (
             next(text for text in COMMANDS if COMMANDS[text] is detection),
-            [word for override in DETECTION_SMALL.items() for word in override],
+            [word for override in TWO_STEPS.items() for word in override],
             "voc/results.json",
         ),
         (
             next(text for text in COMMANDS if COMMANDS[text] is table_4),
-            ["--only", f"{VOC07_12}/seed1", *map("=".join, DETECTION_SMALL.items())],
+            ["--only", f"{VOC07_12}/seed1", *map("=".join, TWO_STEPS.items())],
             f"report/{VOC07_12}/seed1/results.json",
         ),
     ):

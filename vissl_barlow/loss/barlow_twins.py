@@ -71,6 +71,7 @@ def barlow_twins_loss(
     lambda_: float = 5e-3,
     eps: float = 1e-5,
     form: str = "auto",
+    gather_in_bfloat16: bool = False,
     group: ProcessGroup | None = None,
     reference_world_size: int = 1,
 ) -> LossTerms:
@@ -91,6 +92,8 @@ def barlow_twins_loss(
         form: "correlation" forms C (D x D), "gram" the Gram matrices of the views (N x N), "auto"
             the cheaper of the two. Both are exact; where N > D, "gram" finds the redundancy as a
             small difference and loses digits if the dimensions are nearly uncorrelated.
+        gather_in_bfloat16: in the "gram" form, which gathers the normalised rows of all processes,
+            those of others arrive rounded to bfloat16: half the bytes. docs/speed.md has the error.
         group: processes whose rows make up the batch; None: the default group where
             torch.distributed is initialised, else this process alone.
         reference_world_size: the number of processes of the run whose gradient scale to reproduce;
@@ -112,7 +115,13 @@ def barlow_twins_loss(
     sizes = checked_batch_sizes(z_a, z_b, eps, group)
     form = resolve_form(form, sum(sizes), z_a.shape[1], len(sizes))
     terms = GramTerms if form == "gram" else CorrelationTerms
-    options = TermsOptions(eps, sizes, group, gradient_scale=len(sizes) / reference_world_size)
+    options = TermsOptions(
+        eps,
+        sizes,
+        group,
+        gradient_scale=len(sizes) / reference_world_size,
+        gather_dtype=torch.bfloat16 if gather_in_bfloat16 else None,
+    )
     invariance, redundancy = terms.apply(z_a, z_b, options)
     loss = torch.add(invariance, redundancy, alpha=lambda_)
     return LossTerms(loss, invariance, redundancy)

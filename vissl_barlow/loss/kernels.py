@@ -101,6 +101,8 @@ class TermsOptions(NamedTuple):
     group: ProcessGroup | None
     gradient_scale: float
     """W / reference_world_size, by which the gradient is multiplied."""
+    gather_dtype: torch.dtype | None = None
+    """What the rows of other processes are rounded to on their way; None: not at all."""
 
 
 class GramTerms(torch.autograd.Function):
@@ -119,7 +121,7 @@ class GramTerms(torch.autograd.Function):
             views, factor, diagonal, one_minus_diagonal = _normalize_views(z_a, z_b, options)
             invariance = torch.dot(one_minus_diagonal, one_minus_diagonal)
             # From here on of all processes; the name is used again so that its own rows are freed.
-            views, own = _gather_views(views, options.sizes, options.group)
+            views, own = _gather_views(views, options)
             grams = _gram_matrices(views, own)
             total = all_reduce_sum_(_sum_of_products(*grams.unbind()), options.group)
             redundancy = (total - torch.dot(diagonal, diagonal)).to(views.dtype)
@@ -291,15 +293,19 @@ def _centre_into(
     return shift, squares.addcmul_(sums, shift)
 
 
-def _gather_views(
-    views: Tensor, sizes: Sequence[int], group: ProcessGroup | None
-) -> tuple[Tensor, slice]:
+def _gather_views(views: Tensor, options: TermsOptions) -> tuple[Tensor, slice]:
     """Both views' rows on all processes (2, N, D), and which of them are this process's."""
+    sizes, group, dtype = options.sizes, options.group, options.gather_dtype
     if len(sizes) == 1:
         return views, slice(0, sizes[0])
     first = sum(sizes[: rank(group)])
     own = slice(first, first + views.shape[1])
-    return torch.stack([all_gather_rows(view, sizes, group) for view in views]), own
+    gathered = views.new_empty(2, sum(sizes), views.shape[2])
+    for view, out in zip(views, gathered):
+        out.copy_(all_gather_rows(view if dtype is None else view.to(dtype), sizes, group))
+    if dtype is not None:
+        gathered[:, own] = views
+    return gathered, own
 
 
 def _gram_matrices(x: Tensor, own: slice) -> Tensor:

@@ -35,8 +35,11 @@ from vissl_barlow.reproduce.studies import (
 from vissl_barlow.reproduce.transfer import OWN, Row, load_table, table_names
 
 TITLE_SUFFIX = {IMAGENET: "", DIGITS: " — digits, NOT ImageNet"}
-# The paper's pretraining, which Tables 1 to 4 evaluate; both configs have the same batch and gradients.
-PAPERS = ("resnet50_in1k_1000ep", "resnet50_in1k_1000ep_1gpu")
+# The paper's pretraining, which Tables 1 to 4 evaluate; all have the same batch and gradients.
+PAPERS = (
+    *("resnet50_in1k_1000ep", "resnet50_in1k_1000ep_1gpu"),
+    "resnet50_in1k_1000ep_8gpu_24gb",
+)
 
 
 def all_tables(found: Runs, papers: Sequence[str] = ()) -> list[ReportTable]:

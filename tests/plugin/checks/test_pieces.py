@@ -16,6 +16,7 @@ from vissl_barlow.vissl_plugin.checks.dry_run import (  # noqa: E402
     check_last_batch,
 )
 from vissl_barlow.vissl_plugin.checks.pieces import (  # noqa: E402
+    check_activation_checkpointing,
     check_pieces,
     check_stages_of_model,
 )
@@ -111,6 +112,31 @@ def test_other_modes_go_with_compilation_and_activation_checkpointing(config, mo
     put(config, "BARLOW.CHUNK_SIZE", 4 if mode == "per_piece" else 0)
     put(config, key, True)
     check_pieces(config)
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "drops_last", "passes"),
+    [
+        (0, "per_piece", True, False),
+        (16, "per_piece", True, False),  # all at once
+        (4, "per_piece", False, False),  # the last batch of an epoch may be
+        (4, "per_piece", True, True),
+        (0, "per_view", False, True),
+    ],
+)
+def test_activation_checkpointing_on_several_processes_takes_pieces(
+    config, size, mode, drops_last, passes
+):
+    """There torch would end the first step: a variable is marked ready twice."""
+    put(config, CHECKPOINTING, True)
+    config.BARLOW.update(CHUNK_SIZE=size, CHUNK_BATCH_NORM=mode)
+    config.DATA.TRAIN.DROP_LAST = drops_last
+    check_activation_checkpointing(config)
+    config.DISTRIBUTED.NUM_PROC_PER_NODE = 2
+    if passes:
+        check_activation_checkpointing(config)
+    else:
+        assert "CHUNK_BATCH_NORM=per_view" in said(check_activation_checkpointing, config)
 
 
 def test_all_that_is_wrong_is_said_at_once_and_first(tmp_path):

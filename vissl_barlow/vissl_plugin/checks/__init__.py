@@ -36,7 +36,11 @@ from vissl_barlow.vissl_plugin.checks.machine import (
 from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
 from vissl_barlow.vissl_plugin.checks.own_images import choose_values
-from vissl_barlow.vissl_plugin.checks.pieces import check_pieces, check_stages_of_model
+from vissl_barlow.vissl_plugin.checks.pieces import (
+    check_activation_checkpointing,
+    check_pieces,
+    check_stages_of_model,
+)
 from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
     check_checkpoints,
@@ -123,7 +127,14 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
     trains = engine_name == "train" and not cfg.TEST_ONLY
     if trains:
         splits.append("TRAIN")
-        for check_one in (check_batch, check_schedule, check_clipping, check_pieces, settle_probe):
+        for check_one in (
+            check_batch,
+            check_schedule,
+            check_clipping,
+            check_pieces,
+            check_activation_checkpointing,
+            settle_probe,
+        ):
             with refusals:
                 check_one(cfg)
     if cfg.TEST_MODEL or probes(cfg) or cfg.TEST_ONLY or engine_name != "train":

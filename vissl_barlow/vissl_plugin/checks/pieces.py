@@ -7,11 +7,12 @@ from vissl.models import MODEL_REGISTRY
 
 from vissl_barlow.chunked import check_stages
 from vissl_barlow.experiment import in_pieces
-from vissl_barlow.vissl_plugin.checks.common import Refusals, model_on_meta
+from vissl_barlow.vissl_plugin.checks.common import Refusals, model_on_meta, world_size
 from vissl_barlow.vissl_plugin.components.loss import TermsLoss
 from vissl_barlow.vissl_plugin.components.pieces import OneView
 from vissl_barlow.vissl_plugin.components.twins_model import BarlowTwinsModel
 from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.hooks import pretrains
 
 _SIZE, _MODE = "BARLOW.CHUNK_SIZE", "BARLOW.CHUNK_BATCH_NORM"
 _TO_ORDINARY = "or take ordinary steps, config.BARLOW.CHUNK_SIZE=0 and CHUNK_BATCH_NORM=per_piece"
@@ -31,6 +32,28 @@ def check_pieces(cfg) -> None:
             with refusals:
                 raise error
     refusals.raise_all()
+
+
+def check_activation_checkpointing(cfg) -> None:
+    """Raises ConfigError where torch would find gradients ready twice, in the first step.
+
+    VISSL's checkpointing runs a backward pass of its own for each pass of a view, and several processes
+    average the gradients when the first of the two is done. In pieces, one pass has the averaging.
+    """
+    key = "MODEL.ACTIVATION_CHECKPOINTING.USE_ACTIVATION_CHECKPOINTING"
+    uses = cfg.MODEL.ACTIVATION_CHECKPOINTING.USE_ACTIVATION_CHECKPOINTING
+    if not (uses and pretrains(cfg) and world_size(cfg) > 1):
+        return
+    size, section = cfg.BARLOW.CHUNK_SIZE, cfg.DATA.TRAIN
+    # The last batch of an epoch may be of one piece, and a step in one piece is an ordinary one.
+    in_two = 0 < size < section.BATCHSIZE_PER_REPLICA and section.DROP_LAST
+    if not in_two and cfg.BARLOW.CHUNK_BATCH_NORM != "per_view":
+        raise ConfigError(
+            key,
+            True,
+            "on several processes it takes steps in pieces; set "
+            f"config.{_MODE}=per_view with config.{_SIZE}=0, which computes the same, or it to false",
+        )
 
 
 def check_stages_of_model(cfg) -> None:

@@ -39,6 +39,8 @@ _OF_VISSL = (
     "EXTRACT_FEATURES.",
     *("CLUSTERFIT.", "SVM.", "IMG_RETRIEVAL.", "NEAREST_NEIGHBOR."),
 )
+# Keys younger than some checkpoints, and the value with which a run computes what it did without them.
+_LATER = {"LOSS.barlow_loss.gather_in_bfloat16": False}
 _DERIVED_OF_LOSS = {"name", "num_train_samples", "world_size", "local_queue_length"}
 
 
@@ -49,6 +51,7 @@ def experiment_of(cfg: Mapping) -> dict[str, Any]:
     """
     settings = {key: value for key, value in _flat(cfg) if _counts(key, cfg["LOSS"]["name"])}
     chunk_size, batch_norm = settings.pop(CHUNK_SIZE, 0), settings.pop(_CHUNK_BATCH_NORM, "")
+    settings = {k: v for k, v in settings.items() if k not in _LATER or v != _LATER[k]}
     processes = cfg["DISTRIBUTED"]["NUM_NODES"] * cfg["DISTRIBUTED"]["NUM_PROC_PER_NODE"]
     batch = cfg["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"] * processes
     if 0 < chunk_size < cfg["DATA"]["TRAIN"]["BATCHSIZE_PER_REPLICA"]:
