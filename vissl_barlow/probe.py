@@ -23,7 +23,7 @@ def probe_accuracy(
     Args:
         kind: "linear", a logistic regression on standardised features, or "knn", the vote of the
             nearest neighbours by cosine similarity.
-        neighbours: how many of them vote.
+        neighbours: how many of them vote, of N at most.
 
     Raises:
         ValueError: `kind` is neither.
@@ -31,7 +31,7 @@ def probe_accuracy(
     if kind == "linear":
         classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     elif kind == "knn":
-        classifier = KNeighborsClassifier(neighbours, metric="cosine")
+        classifier = KNeighborsClassifier(min(neighbours, len(train_labels)), metric="cosine")
     else:
         raise ValueError(f"the probe is {kind!r}; it must be one of {', '.join(PROBES)}")
     classifier.fit(train_features, train_labels)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -53,6 +53,7 @@ def provenance(
     weights: str | os.PathLike | None,
     processes: int,
     data: Mapping[str, Mapping[str, Any]],
+    derived: Sequence[Mapping[str, Any]] = (),
 ) -> dict:
     """What makes a run, as plain data for JSON; the arguments are `write_provenance`'s."""
     own = {"python": platform.python_version(), "vissl_barlow": __version__}
@@ -63,6 +64,7 @@ def provenance(
         "command": list(command),
         "weights": _weights(weights),
         "data": data,
+        **({"derived": list(derived)} if derived else {}),
         "seed": seed,
         "versions": {**own, **library_versions()},
         "sources": library_sources(),
@@ -80,6 +82,7 @@ def write_provenance(
     weights: str | os.PathLike | None = None,
     processes: int = 1,
     data: Mapping[str, Mapping[str, Any]] | None = None,
+    derived: Sequence[Mapping[str, Any]] = (),
     anew: bool | None = None,
 ) -> None:
     """Appends this start to the run's provenance: a list, one entry per start or resume.
@@ -95,6 +98,8 @@ def write_provenance(
         data: of each split, "train" or "test", how many `images` and `classes` (None without labels) it
             has, the `paths` of its folders or lists, and its `source`. Entries of older versions have
             no `data`; those of detection have it empty.
+        derived: the values that nobody gave and that were chosen, each a `key`, a `value` and a
+            `reason`; of no other runs is there such an entry.
         anew: whether it begins from nothing, where False is a resume: `note_left` is then to be called
             when the start has left something. None: nobody will tell.
 
@@ -105,7 +110,7 @@ def write_provenance(
         OSError: the weights are there but cannot be read.
         FolderGone: there is no folder.
     """
-    start = provenance(seed, command, weights, processes, data or {})
+    start = provenance(seed, command, weights, processes, data or {}, derived)
     if anew is not None:
         start |= {"anew": anew, "left": False}
     _noted[folder] = start, time.monotonic()
@@ -134,6 +139,24 @@ def note_left(folder: Path) -> None:
 def has_left_something(folder: Path) -> bool:
     """Whether one of the starts in `folder` left a checkpoint or a result."""
     return any(map(_left, _earlier_starts(folder)))
+
+
+def derived_values(folder: Path) -> tuple[dict[str, Any], int]:
+    """What was chosen, by its key, where the run in `folder` was begun, and by how many processes it
+    was; nothing and 0 if it has left nothing, or nothing was chosen."""
+    for start in filter(_left, _earlier_starts(folder)):
+        derived = start.get("derived")
+        if _are_derived(derived):
+            return {each["key"]: each["value"] for each in derived}, start["processes"]
+        break
+    return {}, 0
+
+
+def _are_derived(value: object) -> TypeGuard[list[dict]]:
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and isinstance(each.get("key"), str) and "value" in each
+        for each in value
+    )
 
 
 def counted_starts(starts: Sequence[dict]) -> list[dict]:

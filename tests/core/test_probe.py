@@ -41,3 +41,8 @@ def test_the_linear_probe_standardises():
 def test_another_kind_is_refused():
     with pytest.raises(ValueError, match=r"svm.*linear, knn"):
         probe_accuracy("svm", np.ones((2, 1)), np.arange(2), np.ones((2, 1)), np.arange(2))
+
+
+def test_fewer_images_than_neighbours_all_vote():
+    features, labels = np.eye(3), np.array([0, 0, 1])
+    assert probe_accuracy("knn", features, labels, features, labels, neighbours=5) == 2 / 3

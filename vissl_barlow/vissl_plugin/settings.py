@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 # Keys of the section that the plugin itself writes, where a run starts.
-WRITTEN = ("COMMAND",)
+WRITTEN = ("COMMAND", "DERIVED")
 
 
 def _key(default: Any, meaning: str, **limits: Any) -> Any:
@@ -32,6 +32,16 @@ class ProbeSettings:
         choices=("none", "linear", "knn"),
     )
     EVERY_EPOCHS: int = _key(0, "how often; 0: when training ends", at_least=0)
+    WHILE_TRAINING: str = _key(
+        "same",
+        "the probe before training ends: `linear`, `knn` or the same",
+        choices=("same", "linear", "knn"),
+    )
+    IMAGES: int = _key(
+        50_000,
+        "labelled images of each split that it is fitted to and tested on, at most",
+        at_least=1,
+    )
     NEIGHBOURS: int = _key(5, "how many neighbours vote in the `knn` probe", at_least=1)
     CORRELATION_IMAGES: int = _key(
         1024, "images whose two views give the matrices C of the probe's picture", at_least=2

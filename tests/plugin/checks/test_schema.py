@@ -33,6 +33,8 @@ OTHERS = {
     "COLLAPSED_RANK": 1,
     "PROBE.KIND": "knn",
     "PROBE.EVERY_EPOCHS": 1,
+    "PROBE.WHILE_TRAINING": "knn",
+    "PROBE.IMAGES": 1,
     "PROBE.NEIGHBOURS": 1,
     "PROBE.CORRELATION_IMAGES": 2,
 }
@@ -194,7 +196,10 @@ def test_the_runner_says_which_key_hydra_did_not_find(tmp_path):
         ("config.LOSS.barlow_loss.lambd=0.5", "did you mean lambda_?"),
         ("config.MODEL.HEAD.PARAMS.0.1.dim=[8]", "did you mean dims or in_dim?"),
         ("BARLOW.COMPIL=true", "did you mean config.BARLOW.COMPILE?"),
-        ("config.BARLOW.PROBE.X=", "it has CORRELATION_IMAGES, EVERY_EPOCHS, KIND, NEIGHBOURS"),
+        (
+            "config.BARLOW.PROBE.X=",
+            "it has CORRELATION_IMAGES, EVERY_EPOCHS, IMAGES, KIND, NEIGHBOURS, WHILE_TRAINING",
+        ),
     ],
 )
 def test_hydras_refusals_name_the_near_keys(override, near):

@@ -189,7 +189,9 @@ def test_the_probe_is_taken_every_so_many_epochs(
 def test_a_probe_on_a_full_disk_is_kept_and_written_when_it_can_be(kind, tmp_path, monkeypatch):
     from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
 
-    monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda _, task: task.train_phase_idx / 10)
+    monkeypatch.setattr(
+        BarlowProbe, "_probe_trunk", lambda _, task, kind: task.train_phase_idx / 10
+    )
     hook = BarlowProbe("linear", 1, neighbours=5)
     with small_disk(tmp_path / "disk", megabytes=1) as hook.folder:
         for epoch in (1, 2, 3):

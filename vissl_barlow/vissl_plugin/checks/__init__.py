@@ -33,6 +33,7 @@ from vissl_barlow.vissl_plugin.checks.machine import (
 )
 from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
+from vissl_barlow.vissl_plugin.checks.own_images import choose_values
 from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
     check_checkpoints,
@@ -61,8 +62,11 @@ def install() -> None:
     def check_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
         if "BARLOW" in cfg:
             complete(cfg.BARLOW)
+            refusals = Refusals()
+            with refusals:
+                choose_values(cfg)
             complete_values(cfg)
-            check(cfg, *engine_name)
+            check(cfg, *engine_name, refusals=refusals)
         else:
             check_fit(cfg)
         resolved = resolve(cfg, *engine_name)
@@ -89,17 +93,18 @@ def install() -> None:
     sys.excepthook = show_in_lines
 
 
-def check(cfg, engine_name: str = "train") -> None:
+def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
     """Raises ConfigError for what cannot work in `cfg`: all of it, but for what hangs on another thing.
 
-    `cfg.BARLOW` is complete.
+    `cfg.BARLOW` is complete; `refusals` has what is known to be wrong.
     """
     check_starter(cfg)
-    refusals = Refusals()
+    known = len(refusals.errors)
     for check_one in (check_types, check_settings, check_keys, check_checkpoint_folder):
         with refusals:
             check_one(cfg)
-    refusals.raise_all()  # the rest reads what these have checked
+    if len(refusals.errors) > known:
+        refusals.raise_all()  # the rest reads what these have checked
     name_digits(cfg)
     for check_one in (check_devices, check_nodes):
         with refusals:

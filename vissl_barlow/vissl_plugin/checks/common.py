@@ -3,12 +3,14 @@
 import copy
 import functools
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import vissl.config
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -63,6 +65,13 @@ def typed_keys(cfg) -> set[str]:
 def is_typed(cfg, key: str) -> bool:
     """Whether a word of the command line sets `key`, or a section that has it."""
     return any(f"{key}.".startswith(f"{typed}.") for typed in typed_keys(cfg))
+
+
+def pasteable(key: str, value: str) -> str:
+    """The word of a command line that sets a key to one text: quoted as bash, zsh and hydra need it."""
+    plain = re.fullmatch(r"[\w./-]*", value, re.ASCII)
+    text = value if plain else QuotedString(value, Quote.double).with_quotes()
+    return shlex.quote(f"config.{key}={text}")
 
 
 def world_size(cfg) -> int:

@@ -17,12 +17,14 @@ from vissl_barlow.images import (
     unreadable_images,
 )
 from vissl_barlow.messages import listed
-from vissl_barlow.vissl_plugin.checks.common import data_path, world_size
+from vissl_barlow.own_images import FolderRefused, read_folder
+from vissl_barlow.vissl_plugin.checks.common import Refusals, data_path, world_size
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 # VISSL's own source that reads a folder of images; the plugin's say so themselves.
 _FOLDER_OF_VISSL = "disk_folder"
 _OF_TORCHVISION = "torchvision_dataset"
+OWN_FOLDER = "barlow_own_folder"
 _NAMES_OF_TORCHVISION = [
     value for name, value in vars(TorchvisionDatasetName).items() if name.isupper()
 ]
@@ -34,6 +36,8 @@ def check_images(cfg, split: str) -> None:
     for index, source in enumerate(section.DATA_SOURCES):
         if source == "disk_filelist" and source not in section.LABEL_SOURCES:
             _check_list(cfg, split, index)
+        if source == OWN_FOLDER:
+            _check_own_folder(cfg, split, data_path(cfg, split, "DATA_PATHS", index))
         check_files = getattr(DATASET_SOURCE_MAP.get(source), "check_files", None)
         if not (_reads_folder(source) or source == _OF_TORCHVISION or check_files):
             continue
@@ -109,6 +113,36 @@ def _check_folder(cfg, split: str, folder: str, source: str) -> None:
             f"the folder holds {len(images)} images, fewer than one global batch of {batch}; "
             f"lower config.DATA.{split}.BATCHSIZE_PER_REPLICA",
         )
+    _check_decodable(cfg, key, folder, images)
+
+
+def _check_own_folder(cfg, split: str, folder: str | None) -> None:
+    """Of what is wrong with the folder itself `choose_values` has spoken."""
+    try:
+        own = read_folder(folder or "")
+    except (FolderRefused, UnreadableFolder):
+        return
+    images = own.train if split == "TRAIN" else own.test
+    batch = cfg.DATA[split].BATCHSIZE_PER_REPLICA * world_size(cfg)
+    refusals = Refusals()
+    key = f"DATA.{split}.BATCHSIZE_PER_REPLICA"
+    with refusals:
+        # A chosen batch fits, or it has been said that the images are too few.
+        chosen = any(each["key"] == key for each in cfg.BARLOW.get("DERIVED", ()))
+        if cfg.DATA[split].DROP_LAST and len(images) < batch and not chosen:
+            most = max(len(images) // world_size(cfg), 1)
+            raise ConfigError(
+                key,
+                cfg.DATA[split].BATCHSIZE_PER_REPLICA,
+                f"{own.root} has {len(images)} images to train on, fewer than one global batch of "
+                f"{batch}; leave it out, or type config.{key}={most}",
+            )
+    with refusals:
+        _check_decodable(cfg, f"DATA.{split}.DATA_PATHS", own.root, images)
+    refusals.raise_all()
+
+
+def _check_decodable(cfg, key: str, folder: str, images: Sequence[str]) -> None:
     checked, unreadable = unreadable_images(
         images, cfg.BARLOW.CHECK_IMAGES, locate=lambda name: os.path.join(folder, name)
     )

@@ -1,4 +1,5 @@
-"""Data sources: `barlow_folder`, images below a folder; `barlow_digits`, scikit-learn's digits.
+"""Data sources: `barlow_folder`, images below a folder; `barlow_own_folder`, those of them that are to
+be trained or tested on; `barlow_digits`, scikit-learn's digits.
 
 An image that cannot be read is reported with its path and the running count, the next readable one
 takes its place, and the sample is marked in `data_valid`, which the monitor counts.
@@ -17,6 +18,7 @@ from vissl.data.dataset_catalog import VisslDatasetCatalog
 
 from vissl_barlow.digits import digits
 from vissl_barlow.images import UnreadableImage, list_images, read_image
+from vissl_barlow.own_images import read_folder
 from vissl_barlow.vissl_plugin.components.reproducible import view_seed
 from vissl_barlow.vissl_plugin.components.views import ImageWithRng, with_rng
 from vissl_barlow.vissl_plugin.settings import Settings
@@ -90,8 +92,13 @@ class BarlowImageFolder(BarlowSource):
             "MAX_CONSECUTIVE_UNREADABLE", default
         )
         # One array of bytes instead of a million strings: a loader's workers unpickle it at once.
-        self.names = np.array([os.fsencode(name) for name in list_images(path)], dtype=np.bytes_)
+        names = self.list_images(path, split)
+        self.names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
         self.unreadable = 0
+
+    def list_images(self, path: str, split: str) -> list[str]:
+        """Paths of the images of `split`, relative to `path`."""
+        return list_images(path)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -121,6 +128,29 @@ class BarlowImageFolder(BarlowSource):
 
     def _path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
+
+
+@register_source("barlow_own_folder")
+class BarlowOwnFolder(BarlowImageFolder):
+    """VISSL data source over a folder of any layout (`vissl_barlow.own_images`): of DATA.TRAIN what is
+    to be trained on, of DATA.TEST what is held out of the same folder."""
+
+    # `checks/own_images.py` does.
+    reads_folder = False
+
+    def list_images(self, path: str, split: str) -> list[str]:
+        folder = read_folder(path)
+        trains = split.upper() == "TRAIN"
+        # What the log and the run's record say (`run/images.py`).
+        self.description = folder.description
+        self.labels = folder.train_labels if trains else folder.test_labels
+        return folder.train if trains else folder.test
+
+    def get_labels(self) -> list[int]:
+        """Place of each image's class among the names of the training images' classes, sorted."""
+        if self.labels is None:
+            raise ValueError(f"{self.root}: images without labels")
+        return self.labels.tolist()
 
 
 @register_source("barlow_digits")

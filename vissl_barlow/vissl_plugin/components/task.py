@@ -115,6 +115,8 @@ class BarlowTaskBase(SelfSupervisionTask):
         if is_primary():
             for split, images in self.images.items():
                 logging.info(line_of(split, images))
+            for each in self.config.BARLOW.get("DERIVED", ()):
+                logging.info("chosen: config.%s=%s: %s", each["key"], each["value"], each["reason"])
 
     def set_hooks(self, hooks: list):
         return super().set_hooks(barlow_hooks(hooks, self.config, self.resumes_within_epochs))

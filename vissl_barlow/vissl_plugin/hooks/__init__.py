@@ -76,5 +76,6 @@ def _pretraining_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
         hooks.append(BarlowStop(finite_loss.check))
     if probes(cfg):
         probe = cfg.BARLOW.PROBE
-        hooks.append(BarlowProbe(probe.KIND, probe.EVERY_EPOCHS, probe.NEIGHBOURS))
+        options = probe.EVERY_EPOCHS, probe.NEIGHBOURS, probe.WHILE_TRAINING
+        hooks.append(BarlowProbe(probe.KIND, *options))
     return hooks

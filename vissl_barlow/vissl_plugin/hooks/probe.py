@@ -1,11 +1,11 @@
 """What the frozen trunk has learned, against its untrained self and the pixels; and Figure 1."""
 
 import contextlib
-import copy
 import io
 import json
 import logging
 import random
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +13,43 @@ import torch
 from classy_vision.generic.distributed_util import is_primary
 from rich.console import Console
 from rich.table import Table
-from vissl.data import GenericSSLDataset, build_dataset
+from torch.nn.functional import adaptive_avg_pool2d
 
 from vissl_barlow.figures import draw_pretraining
 from vissl_barlow.patient_files import read_bytes, read_json, replace, set_aside
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
-from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.views.normalize import normalize
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
+from vissl_barlow.vissl_plugin.hooks.labelled_images import LabelledImages
 from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
 
 CORRELATION_FILE = "barlow_correlation_before.npy"
+# Of larger images, what "pixels" are: 3072 numbers an image, where one of 224 pixels has 150,528.
+PIXELS = 32
+_PAIRS_AT_ONCE = 256
 
 
 class BarlowProbe(BarlowHook):
     """Probes the frozen trunk against its untrained self and the raw pixels, and draws Figure 1.
 
     Config: `config.BARLOW.PROBE`. The labelled images are DATA.TRAIN's and DATA.TEST's, both under
-    DATA.TEST's transforms; only the primary process probes.
+    DATA.TEST's transforms; only the primary process probes. Images are in memory a batch at a time, and
+    features alone all at once.
+
+    Args:
+        kind: the probe before the first step and after the last, "linear" or "knn".
+        every_epochs: how often there is one in between; 0: never.
+        neighbours: how many vote in "knn".
+        while_training: the probe in between, or "same".
     """
 
-    def __init__(self, kind: str, every_epochs: int, neighbours: int) -> None:
+    def __init__(
+        self, kind: str, every_epochs: int, neighbours: int, while_training: str = "same"
+    ) -> None:
         super().__init__()
         self.kind, self.every_epochs, self.neighbours = kind, every_epochs, neighbours
+        self.while_training = kind if while_training == "same" else while_training
 
     def on_start(self, task) -> None:
         if not is_primary():
@@ -49,14 +63,13 @@ class BarlowProbe(BarlowHook):
                 earlier.replace(earlier.with_suffix(".replaced.json"))
         # A resumed run no longer has the untrained trunk: it finds the figures of its first start.
         if not self._results():
-            pixels = [images.flatten(1).numpy() for images, _ in self.sets]
-            accuracies = {"pixels": self._accuracy(*pixels)}
+            accuracies = {"pixels": self._accuracy(self.kind, _pixels)}
             if task.iteration == 0:
                 # First: the other file says that both are there.
                 content = io.BytesIO()
                 np.save(content, self._correlation(task))
                 replace(self.folder / CORRELATION_FILE, content.getvalue())
-                accuracies["untrained trunk"] = self._probe_trunk(task)
+                accuracies["untrained trunk"] = self._probe_trunk(task, self.kind)
             else:
                 logging.warning(
                     "resumed at step %d without %s: the untrained trunk is gone, and not probed",
@@ -71,14 +84,16 @@ class BarlowProbe(BarlowHook):
         if not is_primary() or not task.train or last:
             return
         if self.every_epochs and epoch % self.every_epochs == 0:
-            accuracy = self._probe_trunk(task)
-            logging.info("epoch %d: %s probe %.1f%%", epoch, self.kind, 100 * accuracy)
-            self._write({f"epoch {epoch}": accuracy})
+            kind = self.while_training
+            accuracy = self._probe_trunk(task, kind)
+            logging.info("epoch %d: %s probe %.1f%%", epoch, kind, 100 * accuracy)
+            name = f"epoch {epoch}" if kind == self.kind else f"epoch {epoch}, {kind}"
+            self._write({name: accuracy})
 
     def on_end(self, task) -> None:
         if not is_primary():
             return
-        results = self._write({"pretrained trunk": self._probe_trunk(task)})
+        results = self._write({"pretrained trunk": self._probe_trunk(task, self.kind)})
         table = Table(title=f"{self.kind} probe on frozen features, test accuracy")
         table.add_column("features")
         table.add_column("accuracy", justify="right")
@@ -123,45 +138,34 @@ class BarlowProbe(BarlowHook):
         replace(self.folder / PROBE_FILE, json.dumps(results, indent=2) + "\n")
         return results
 
-    def _labelled_images(self, config, split: str) -> tuple[torch.Tensor, torch.Tensor]:
-        dataset = _dataset(config, split, config.DATA.TEST.TRANSFORMS)
-        items = [dataset[index] for index in range(len(dataset))]
-        sizes = {tuple(item["data"][0].shape) for item in items}
-        if len(sizes) > 1:
-            raise ConfigError(
-                "DATA.TEST.TRANSFORMS",
-                config.DATA.TEST.TRANSFORMS,
-                f"the probe's images ({split}) have {len(sizes)} sizes under these; add Resize and "
-                "CenterCrop, or set config.BARLOW.PROBE.KIND=none",
-            )
-        images = torch.stack([item["data"][0] for item in items])
-        return images, torch.tensor([int(item["label"][0]) for item in items])
+    def _labelled_images(self, config, split: str) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        return LabelledImages(config, split)
 
-    def _probe_trunk(self, task) -> float:
-        return self._accuracy(*(self._representations(task, images) for images, _ in self.sets))
-
-    def _accuracy(self, train_features, test_features) -> float:
-        labels = [labels.numpy() for _, labels in self.sets]
-        train, test = (train_features, labels[0]), (test_features, labels[1])
-        return probe_accuracy(self.kind, *train, *test, neighbours=self.neighbours)
+    def _probe_trunk(self, task, kind: str) -> float:
+        with _evaluating(task.base_model) as model:
+            return self._accuracy(kind, lambda images: model.trunk(images.to(task.device))[0])
 
     @torch.no_grad()
-    def _representations(self, task, images: torch.Tensor):
-        with _evaluating(task.base_model) as model:
-            batches = images.split(task.config.DATA.TEST.BATCHSIZE_PER_REPLICA)
-            return torch.cat([model.trunk(x.to(task.device))[0].cpu() for x in batches]).numpy()
+    def _accuracy(self, kind: str, embed: Callable[[torch.Tensor], torch.Tensor]) -> float:
+        """Of a probe on what `embed` makes, (N, D), of batches of images, (N, C, H, W)."""
+        arrays: list[np.ndarray] = []
+        for batches in self.sets:
+            features, labels = zip(*((embed(images).cpu(), labels) for images, labels in batches))
+            arrays += [torch.cat(features).numpy(), torch.cat(labels).numpy()]
+        return probe_accuracy(kind, *arrays, neighbours=self.neighbours)
 
     @torch.no_grad()
     def _correlation(self, task) -> np.ndarray:
         """C of equation 2 between the embeddings of two views of the first training images."""
         dataset = task.datasets["train"]
+        drawn = range(min(task.config.BARLOW.PROBE.CORRELATION_IMAGES, len(dataset)))
+        batches = []
         with _evaluating(task.base_model) as model, _seeded():
-            images_drawn = min(task.config.BARLOW.PROBE.CORRELATION_IMAGES, len(dataset))
-            pairs = [dataset[i]["data"] for i in range(images_drawn)]
-            z_a, z_b = (
-                torch.cat([model(x.to(task.device)[None])[0].cpu() for x in view.split(256)])
-                for view in (torch.stack(images) for images in zip(*pairs))
-            )
+            for start in drawn[::_PAIRS_AT_ONCE]:
+                pairs = [dataset[i]["data"] for i in drawn[start : start + _PAIRS_AT_ONCE]]
+                views = (torch.stack(images).to(task.device) for images in zip(*pairs))
+                batches.append([model(_normalized(task, view)[None])[0].cpu() for view in views])
+        z_a, z_b = (torch.cat(embeddings) for embeddings in zip(*batches))
         dimensions = z_a.shape[1]
         with np.errstate(invalid="ignore"):  # a constant dimension correlates with nothing
             correlation = np.corrcoef(z_a.T.numpy(), z_b.T.numpy())
@@ -175,15 +179,16 @@ def _are_results(value: object) -> bool:
     )
 
 
-def _dataset(config, split: str, transforms: list) -> GenericSSLDataset:
-    """The labelled images of `split` under other transforms than training's."""
-    config = copy.deepcopy(config)
-    # The plugin's sources give arrays, most transforms of torchvision's want pictures.
-    own = config.DATA[split].DATA_SOURCES[0].startswith("barlow_")
-    config.DATA[split].TRANSFORMS = [*([{"name": "ToPILImage"}] if own else []), *transforms]
-    config.DATA[split].LABEL_SOURCES = config.DATA.TEST.LABEL_SOURCES
-    config.DATA[split].LABEL_TYPE = "standard"
-    return build_dataset(config, split)
+def _normalized(task, views: torch.Tensor) -> torch.Tensor:
+    """Views of bytes as the train step makes them; others are so already."""
+    return normalize(views, *task.normalization) if views.dtype == torch.uint8 else views
+
+
+def _pixels(images: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) to (N, at most C x 32 x 32)."""
+    if images.ndim == 4 and max(images.shape[2:]) > PIXELS:
+        images = adaptive_avg_pool2d(images, PIXELS)
+    return images.flatten(1)
 
 
 @contextlib.contextmanager

@@ -74,5 +74,6 @@ def record_start(task, anew: bool) -> None:
         weights=cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE,
         processes=dist.get_world_size(),
         data=task.images,
+        derived=cfg.BARLOW.get("DERIVED", ()),
         anew=anew,
     )

@@ -33,7 +33,8 @@ SHOWN = 6
 # What VISSL derives from the number of processes or of images, adds to configs for its own use, or
 # reads in other tools than its trainer.
 _OF_VISSL = (
-    *("BARLOW.COMMAND", "MODEL._MODEL_INIT_SEED", "MODEL.FSDP_CONFIG.", "EXTRACT_FEATURES."),
+    *("BARLOW.COMMAND", "BARLOW.DERIVED", "MODEL._MODEL_INIT_SEED", "MODEL.FSDP_CONFIG."),
+    "EXTRACT_FEATURES.",
     *("CLUSTERFIT.", "SVM.", "IMG_RETRIEVAL.", "NEAREST_NEIGHBOR."),
 )
 _DERIVED_OF_LOSS = {"name", "num_train_samples", "world_size", "local_queue_length"}

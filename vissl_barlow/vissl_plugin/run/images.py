@@ -11,15 +11,18 @@ def images_of(dataset) -> dict[str, Any]:
 
     Returns:
         `images`, those in use (`DATA_LIMIT`); `classes`, of all its images, None without labels;
-        `paths`, absolute where they are files or folders; `source`, the names of its data sources.
+        `paths`, absolute where they are files or folders; `source`, the names of its data sources;
+        `found`, what a source says of a folder that it has looked through, if one does.
     """
     limit = dataset.data_limit
     found = [len(source) for source in dataset.data_objs]
+    said = [source.description for source in dataset.data_objs if hasattr(source, "description")]
     return {
         "images": sum(min(limit, each) if limit >= 0 else each for each in found),
         "classes": classes_of(dataset),
         "paths": [_absolute(path) for path in _single_paths(dataset.data_paths)],
         "source": ", ".join(dataset.data_sources),
+        **({"found": "; ".join(said)} if said else {}),
     }
 
 
@@ -42,7 +45,8 @@ def line_of(split: str, images: dict[str, Any]) -> str:
     """`images_of` a split, as one line of a log."""
     classes = "" if images["classes"] is None else f" in {images['classes']} classes"
     places = "".join(f" from {path}" for path in images["paths"])
-    return f"{split}: {images['images']} images{classes}{places} ({images['source']})"
+    found = f": {images['found']}" if "found" in images else ""
+    return f"{split}: {images['images']} images{classes}{places} ({images['source']}){found}"
 
 
 def _single_paths(paths: list) -> list[str]:
