@@ -38,6 +38,8 @@ class LARS(torch.optim.Optimizer):
         momentum: in [0, 1).
         weight_decay: at least 0; the paper's is 1.5e-6.
         trust_coefficient: above 0.
+        clip: let the adapted rate be no larger than `lr`, instead of a multiple of it: q is the smaller
+            of trust_coefficient |p| / |d| and lr, divided by lr (apex's LARC; solo-learn's `clip_lr`).
         bias_lr_scale: what `lr` is multiplied by for 1-D parameters; the paper's is 0.0048 / 0.2.
 
     Raises:
@@ -52,6 +54,7 @@ class LARS(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust_coefficient: float = 1e-3,
+        clip: bool = False,
         bias_lr_scale: float = 1.0,
     ) -> None:
         defaults = {
@@ -59,6 +62,7 @@ class LARS(torch.optim.Optimizer):
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
+            "clip": clip,
             "bias_lr_scale": bias_lr_scale,
         }
         super().__init__(params, defaults)
@@ -70,7 +74,14 @@ class LARS(torch.optim.Optimizer):
             _check(options, name, "0 or more", lambda value: value >= 0)
         _check(options, "momentum", "in [0, 1)", lambda value: 0 <= value < 1)
         _check(options, "trust_coefficient", "above 0", lambda value: value > 0)
+        if not isinstance(options["clip"], bool):
+            raise ValueError(f"LARS: clip={options['clip']!r} must be true or false")
         super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("clip", False)  # states from before it
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -116,6 +127,8 @@ def _update_weights(
         decay = 0.0
     param_norms, update_norms = _norms(params, grads, decay)
     trust = group["trust_coefficient"] * param_norms / update_norms
+    if group["clip"]:
+        trust = (trust / group["lr"]).clamp(max=1.0)
     trust = torch.where((param_norms > 0) & (update_norms > 0), trust, 1.0)
     if fused:
         # One pass over memory in place of four. SGD's m is momentum m + (1 - dampening) d.

@@ -133,6 +133,31 @@ def test_a_zero_norm_means_no_adaptation(zero):
     torch.testing.assert_close(parameter.detach(), weight - 0.5 * gradient)
 
 
+def test_a_clipped_rate_is_no_larger_than_the_rate_itself():
+    """As solo-learn's `clip_lr`, apex's LARC: q = min(trust |p| / |d| / lr, 1)."""
+    # |p| = 5 and |d| = 50 give 0.02 x 5 / 50 = 0.002: below a rate of 0.5, above one of 0.001.
+    for rate, factor in ((0.5, 0.002), (0.001, 0.001)):
+        weight = nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+        weight.grad = torch.tensor([[30.0, 40.0]], dtype=torch.float64)
+        LARS([weight], rate, momentum=0.0, trust_coefficient=0.02, clip=True).step()
+        moved = torch.tensor([[3.0, 4.0]], dtype=torch.float64) * (1 - 10 * factor)
+        torch.testing.assert_close(weight.detach(), moved, rtol=0, atol=FLOAT64_TOLERANCE)
+    # At the first step of a warm-up the rate is 0.
+    weight.grad = torch.ones_like(weight)
+    before = weight.detach().clone()
+    LARS([weight], 0.0, momentum=0.9, clip=True).step()
+    assert torch.equal(weight, before)
+
+
+def test_states_from_before_clipping_load():
+    optimizer = LARS(parameters(), 0.1, clip=True)
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        del group["clip"]
+    optimizer.load_state_dict(state)
+    assert [group["clip"] for group in optimizer.param_groups] == [False]
+
+
 def test_weights_ignore_the_gradients_scale_and_biases_do_not():
     runs = {}
     for scale in (1.0, 1024.0):  # a power of two, exact in floating point
@@ -230,6 +255,7 @@ def test_closure_runs_with_gradients_and_its_loss_is_returned():
         ("weight_decay", -1e-6),
         ("weight_decay", math.inf),
         ("trust_coefficient", 0.0),
+        ("clip", 1),
         ("bias_lr_scale", -1.0),
     ],
 )

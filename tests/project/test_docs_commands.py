@@ -259,6 +259,10 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     "python -m vissl_barlow.views /data/imagenet/train --out views.png": runs(
         leaves=("views.png",)
     ),
+    "python -m vissl_barlow.datasets.imagenet100 --imagenet /data/imagenet --out "
+    "/data/imagenet-100": is_tested_by(
+        "tests/plugin/components/test_small_data_sets.py", "test_imagenet_100_is_a_folder_of_links"
+    ),
     # docs/ablations.md
     f"{PRETRAIN}/ablations/only_invariance {IMAGENET} config.DISTRIBUTED.NUM_NODES=1 "
     "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=256": (

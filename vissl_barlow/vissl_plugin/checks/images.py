@@ -7,7 +7,7 @@ from typing import cast
 
 import numpy as np
 from vissl.data import DATASET_SOURCE_MAP, build_dataset
-from vissl.data.torchvision_dataset import TorchvisionDatasetName
+from vissl.data.torchvision_dataset import TorchvisionDataset, TorchvisionDatasetName
 
 from vissl_barlow.datasets.file_lists import load_list
 from vissl_barlow.images import (
@@ -38,7 +38,8 @@ def check_images(cfg, split: str) -> None:
             _check_list(cfg, split, index)
         if source == OWN_FOLDER:
             _check_own_folder(cfg, split, data_path(cfg, split, "DATA_PATHS", index))
-        if not _reads_folder(source) and source != _OF_TORCHVISION:
+        check_files = getattr(DATASET_SOURCE_MAP.get(source), "check_files", None)
+        if not (_reads_folder(source) or source == _OF_TORCHVISION or check_files):
             continue
         key = f"DATA.{split}.DATA_PATHS"
         folder, name = data_path(cfg, split, "DATA_PATHS", index), section.DATASET_NAMES[index]
@@ -49,11 +50,29 @@ def check_images(cfg, split: str) -> None:
                 f"nothing says where the images are; set config.{key}=[FOLDER], or add "
                 f'"{name}" to VISSL\'s dataset_catalog.json',
             )
-        if source != _OF_TORCHVISION:
+        if check_files:
+            check_files(folder, split)
+        elif source != _OF_TORCHVISION:
             _check_folder(cfg, split, folder, source)
         elif name not in _NAMES_OF_TORCHVISION:
             remedy = f"{source} has {', '.join(_NAMES_OF_TORCHVISION)}; name one of these"
             raise ConfigError(f"DATA.{split}.DATASET_NAMES", section.DATASET_NAMES, remedy)
+        else:
+            _check_torchvision(cfg, split, folder, name)
+
+
+def _check_torchvision(cfg, split: str, folder: str, name: str) -> None:
+    """Raises ConfigError unless torchvision finds the data set, with the MD5 of each of its files: some
+    of them are pickles, which it reads only then."""
+    try:
+        TorchvisionDataset(cfg, _OF_TORCHVISION, folder, split, name)
+    except (RuntimeError, OSError, AssertionError) as error:
+        raise ConfigError(
+            f"DATA.{split}.DATA_PATHS",
+            f"[{folder}]",
+            f"torchvision finds no whole {name} there ({' '.join(str(error).split())[:100]}); name the "
+            f"folder that torchvision.datasets.{name} downloads it to",
+        ) from None
 
 
 def _check_folder(cfg, split: str, folder: str, source: str) -> None:

@@ -47,6 +47,8 @@ class BarlowSource(Dataset):
 
     # Whether its path is a folder, whose images (`list_images`) the checks then count and try.
     reads_folder = False
+    # Of a source with files of its own: (path, split), raises ConfigError unless they are there.
+    check_files: Callable[[str, str], None] | None = None
     # The keys of a split that it reads, of those that mean nothing to some sources.
     keys = frozenset({"DATA_PATHS"})
 
