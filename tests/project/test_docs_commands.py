@@ -18,7 +18,7 @@ import torch
 from detection_datasets import draw_voc
 from detection_runs import TWO_STEPS
 from digits_on_disk import ATTRIBUTES, OVERLAY
-from documented import PAGES, documented, lay_out_data
+from documented import PAGES, ROOT, documented, lay_out_data
 from documented_runs import (
     Place,
     converts,
@@ -179,6 +179,12 @@ LINEAR_OF_SMALL = (
     *ONE_EPOCH,
     "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.125",
     "config.MODEL.HEAD.PARAMS=[[barlow_linear,{in_dim:64,num_classes:10}]]",
+)
+PLAIN_PYTORCH_TEST = "tests/plugin/test_plain_pytorch.py"
+(PLAIN_PYTORCH,) = (
+    item
+    for item in documented((ROOT / "docs" / "plain-pytorch.md").read_text())
+    if item.startswith("import random")
 )
 EXPORTS_TEST = "tests/checkpoint/test_exports.py"
 DOTS = {" ...": ""}
@@ -372,6 +378,11 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     # docs/report.md
     f"{REPRODUCE} report RUNS_DIR": report,
     f"{REPRODUCE} report RUNS_DIR --out report": report,
+    # docs/plain-pytorch.md
+    "python -m vissl_barlow.checkpoint checkpoint.pth": runs(
+        replace={"checkpoint.pth": "checkpoint.torch"}, prints="export it"
+    ),
+    PLAIN_PYTORCH: is_tested_by(PLAIN_PYTORCH_TEST, "test_its_loop_leaves_the_bits_of_vissls_run"),
     # docs/speed.md
     "make bench-gpu": NO_GPU,
     # docs/troubleshooting.md
