@@ -28,7 +28,7 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
     a time. One pass over the 2N images, as in VISSL, would mix the views' statistics. Any other
     batch goes VISSL's way, so that the same model serves evaluation.
 
-    A step in pieces (`pieces.py`) passes (1, n, C, H, W), images of one view, and gets a matrix (n, K)
+    A training step in pieces (`pieces.py`) passes (1, n, C, H, W), images of one view, and gets a matrix (n, K)
     with all that the loss and the monitor need of them; `outputs` makes of the matrices of both views,
     of all images, what a pair of views would have given. What one view gives does not depend on the
     other there: a subclass whose views differ computes for both what either needs (`_of_one_view`,
@@ -40,7 +40,7 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
     def forward(self, batch):
         if is_pair_of_views(batch):
             return [self._embed(view) for view in batch.unbind(0)]
-        if _has_views(batch, 1):
+        if self.training and _has_views(batch, 1):
             (view,) = batch.unbind(0)
             return self._columns(self._features(view), view)
         return super().forward(batch)

@@ -42,10 +42,10 @@ def classes_of(dataset) -> int | None:
 
 
 def line_of(split: str, images: dict[str, Any]) -> str:
-    """`images_of` a split, as one line of a log."""
+    """`images_of` a split, as one line of a log; what was found in a folder, with its train split."""
     classes = "" if images["classes"] is None else f" in {images['classes']} classes"
     places = "".join(f" from {path}" for path in images["paths"])
-    found = f": {images['found']}" if "found" in images else ""
+    found = f": {images['found']}" if split == "train" and "found" in images else ""
     return f"{split}: {images['images']} images{classes}{places} ({images['source']}){found}"
 
 
