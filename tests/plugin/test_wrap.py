@@ -121,9 +121,19 @@ def test_methods_that_stand_in_for_vissls_are_those_that_this_vissl_calls():
     assert "BarlowProfilingHook._runtime_tracking" in found
 
 
-def test_mends_take_what_this_vissl_s_functions_take():
-    for tool in ("train_svm", "train_svm_low_shot", "nearest_neighbor_test"):
-        importlib.import_module(f"tools.{tool}")
+@pytest.fixture
+def imported_tools():
+    """VISSL's tools, for as long as the test runs: who has imported one is taken to run it."""
+    tools = ("train_svm", "train_svm_low_shot", "nearest_neighbor_test")
+    new = {f"tools.{tool}" for tool in tools} - set(sys.modules)
+    for name in new:
+        importlib.import_module(name)
+    yield
+    for name in new:
+        del sys.modules[name]
+
+
+def test_mends_take_what_this_vissl_s_functions_take(imported_tools):
     mends.apply()
     replaced = {}
     for module in [m for name, m in sys.modules.items() if re.match(r"(vissl|tools)\b", name)]:
