@@ -15,25 +15,12 @@ from digits_on_disk import OVERLAY
 from interrupted_runs import assert_same_end
 from patience import wait_until
 from slurm_cluster import Cluster, cluster, programs_missing
+from two_nodes import CONFIG, EPOCHS, STEPS_PER_EPOCH, TWO_NODES, steps
 from vissl_runs import run_engines, run_module, succeeded
 
 pytestmark = pytest.mark.slurm
 
-# 2 processes of 8 images: 24 steps an epoch, of which the first few are waited for.
-CONFIG = (
-    "config=pretrain/vissl_barlow/digits_quickstart",
-    "config.OPTIMIZER.num_epochs=3",
-    "config.OPTIMIZER.param_schedulers.lr.warmup_epochs=1",
-    "config.DATA.TRAIN.DATA_LIMIT=384",
-    "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=8",
-    "config.DATA.NUM_DATALOADER_WORKERS=0",
-    "config.BARLOW.PROBE.KIND=none",
-    "config.CHECKPOINT.CHECKPOINT_ITER_FREQUENCY=3",
-    "config.LOG_FREQUENCY=1",
-    "config.CHECKPOINT.DIR=run",
-)
-STEPS = 72
-TWO_NODES = ("config.DISTRIBUTED.NUM_NODES=2", "config.DISTRIBUTED.NUM_PROC_PER_NODE=1")
+STEPS = EPOCHS * STEPS_PER_EPOCH
 SUBMIT = (
     "config.SLURM.USE_SLURM=true",
     "config.SLURM.PARTITION=main",
@@ -55,13 +42,6 @@ def submit(slurm: Cluster, folder: Path, *overrides: str) -> str:
     """VISSL's runner on a login node; the job's number."""
     done = succeeded(run_engines(folder, *CONFIG, *SUBMIT, *overrides, env=slurm.environment))
     return done.stdout.rpartition("SUBMITTED: ")[2].split()[0]
-
-
-def steps(folder: Path) -> list[int]:
-    """Those logged, in the order of the log."""
-    log = folder / "run" / "barlow.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [json.loads(line)["iteration"] for line in lines]
 
 
 def wait_for_steps(slurm: Cluster, folder: Path, job: str, last: int) -> None:

@@ -1,6 +1,7 @@
 """VISSL's hooks as the plugin's tasks replace them: TensorBoard, profiler, logs, and their order."""
 
 import errno
+import gc
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from patience import wait_until
 from small_disks import full, small_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
+from vissl.hooks import DumpMemoryOnException, default_hook_generator
 from vissl.hooks.profiling_hook import ProfilingHook
 from vissl_runs import resolve, run_engines, succeeded
 
@@ -117,6 +119,23 @@ def test_a_profile_that_does_not_fit_ends_nothing(dump, monkeypatch, caplog):
     assert "No space left on device" in caplog.text
 
 
+def test_a_dump_of_the_memory_that_fails_does_not_hide_what_it_is_about(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    config = resolve(
+        tmp_path,
+        "pretrain/vissl_barlow/digits_quickstart",
+        "config.HOOKS.MEMORY_SUMMARY.DUMP_MEMORY_ON_EXCEPTION=true",
+    )
+    hooks = barlow_hooks(default_hook_generator(config), config, True)
+    [hook] = [each for each in hooks if isinstance(each, DumpMemoryOnException)]
+    monkeypatch.setattr(gc, "get_objects", list)  # those of pytest do not bear being looked at
+    (tmp_path / "memory_rank_0_dump_3.txt").symlink_to("/dev/full")
+    hook.on_exception(SimpleNamespace(local_iteration_num=3))
+    assert "no whole dump of the memory" in caplog.text
+
+
 def test_tensorboard_and_the_profiler_run_where_they_are_told_to(tmp_path):
     succeeded(
         run_engines(
@@ -138,8 +157,6 @@ def test_tensorboard_and_the_profiler_run_where_they_are_told_to(tmp_path):
 
 
 def test_weights_are_looked_at_before_they_are_saved(tmp_path, monkeypatch):
-    from vissl.hooks import default_hook_generator
-
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     config = resolve(

@@ -6,6 +6,7 @@ docs/pretraining.md.
 
 from classy_vision.hooks.classy_hook import ClassyHook
 from vissl.hooks import (
+    DumpMemoryOnException,
     LogLossLrEtaHook,
     LogLossMetricsCheckpointHook,
     LogPerfTimeMetricsHook,
@@ -15,7 +16,7 @@ from vissl.hooks import (
 
 from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
 from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
-from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook
+from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook, BarlowMemoryDump
 from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor, BarlowProgress
 from vissl_barlow.vissl_plugin.hooks.next_steps import BarlowNextSteps
 from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
@@ -63,6 +64,8 @@ def _replacement(hook: ClassyHook, cfg) -> ClassyHook:
         return BarlowLogHook(hook)
     if type(hook) is SSLTensorboardHook:
         return BarlowTensorboardHook.replacing(hook)
+    if type(hook) is DumpMemoryOnException:
+        return BarlowMemoryDump()
     if type(hook) is ProfilingHook:
         return BarlowProfilingHook(cfg.PROFILING)
     return hook

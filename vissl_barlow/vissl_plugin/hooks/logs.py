@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from vissl.hooks.log_hooks import LogLossLrEtaHook
+from vissl.hooks.log_hooks import DumpMemoryOnException, LogLossLrEtaHook
 
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 
@@ -31,3 +31,14 @@ class BarlowLogHook(BarlowHook):
     def on_update(self, task) -> None:
         with tolerate_failed_logs():
             self.hook.on_update(task)
+
+
+class BarlowMemoryDump(DumpMemoryOnException):
+    """VISSL's, which hides the failure that it is about where it fails itself (log_hooks.py:99): on a
+    full disk, or without a GPU."""
+
+    def on_exception(self, task) -> None:
+        try:
+            super().on_exception(task)
+        except Exception as error:
+            logging.error("no whole dump of the memory (%s)", error)
