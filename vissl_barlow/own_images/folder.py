@@ -248,7 +248,7 @@ def _held_out(names: Sequence[str], labels: Sequence[str]) -> set[str]:
 
 def _draw(name: str) -> bytes:
     # The last two parts: the folder's own place, or one around it, may change.
-    tail = "/".join(Path(name).parts[-2:])
+    tail = "/".join(name.split(os.sep)[-2:])
     return hashlib.blake2b(os.fsencode(tail), digest_size=8).digest()
 
 

@@ -19,10 +19,21 @@ SHIPPED = sorted(
 )
 
 
+# What VISSL computes with, of those that are chosen where there are images.
+_RATES = "config.OPTIMIZER.param_schedulers.lr"
+OPEN = {
+    "pretrain/vissl_barlow/own_images": (
+        *("config.DISTRIBUTED.NUM_PROC_PER_NODE=1", "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=128"),
+        f"{_RATES}.auto_lr_scaling.base_value=0.7",
+        *(f"{_RATES}.start_value=0.7", f"{_RATES}.end_value=0.0007"),
+    )
+}
+
+
 def _composed(name):
     from vissl_barlow.vissl_plugin.settings import complete
 
-    config = compose(name)
+    config = compose(name, *OPEN.get(name, ()))
     complete(config.BARLOW)
     return config
 

@@ -65,6 +65,15 @@ def test_images_are_in_memory_a_batch_at_a_time(config):
     assert len(images) == len(labels) == 2
 
 
+def test_workers_are_started_for_many_images_alone(config, monkeypatch):
+    from vissl_barlow.vissl_plugin.hooks import labelled_images
+
+    config.DATA.NUM_DATALOADER_WORKERS = 2
+    assert labelled_images.LabelledImages(config, "TRAIN").loader.num_workers == 0
+    monkeypatch.setattr(labelled_images, "_WORTH_WORKERS", 3)
+    assert labelled_images.LabelledImages(config, "TRAIN").loader.num_workers == 2
+
+
 def test_features_alone_are_held(config, monkeypatch):
     """No pass holds a second batch of images, for the trunk as for pixels."""
     from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe, _pixels

@@ -11,6 +11,9 @@ from vissl.data import GenericSSLDataset, build_dataset
 from vissl_barlow.stop_signals import held_back, leave_signals_to_the_run
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
+# Fewer images are read before workers are there: each of them imports VISSL.
+_WORTH_WORKERS = 2000
+
 
 class LabelledImages:
     """The images of a split, under DATA.TEST's transforms, with their labels, as often as asked.
@@ -29,7 +32,7 @@ class LabelledImages:
         dataset = _dataset(config, split)
         indices = range(len(dataset))
         count = min(len(indices), config.BARLOW.PROBE.IMAGES)
-        workers = config.DATA.NUM_DATALOADER_WORKERS
+        workers = config.DATA.NUM_DATALOADER_WORKERS if count >= _WORTH_WORKERS else 0
         self.loader = DataLoader(
             Subset(dataset, sorted(random.Random(0).sample(indices, count))),
             batch_size=config.DATA.TEST.BATCHSIZE_PER_REPLICA,
