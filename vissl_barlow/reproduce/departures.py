@@ -11,6 +11,7 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from vissl_barlow.own_images.choices import AUTO
 from vissl_barlow.paths import config_folder
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.settings import decides_the_model
@@ -41,8 +42,20 @@ def model_departures(
         found, expected = _value(resolved, key), _value(composed, key)
         if expected is None and key == _WIDTH:  # as VISSL leaves it
             expected = 1
-        if None not in (found, expected) and found != expected:
+        if None not in (found, expected) and not _fits(found, expected):
             yield f"config.MODEL.{key}={found}"
+
+
+def _fits(found: Any, expected: Any) -> bool:
+    """Whether they are the same, but for what the config leaves to be chosen."""
+    if expected == AUTO:
+        return True
+    if isinstance(found, list) and isinstance(expected, list):
+        return len(found) == len(expected) and all(map(_fits, found, expected))
+    if isinstance(found, dict) and isinstance(expected, dict):
+        same = found.keys() == expected.keys()
+        return same and all(_fits(found[key], expected[key]) for key in found)
+    return found == expected
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
@@ -87,6 +100,15 @@ def not_the_digits(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         found = (start.get("data") or {}).get("train")
         if found and found.get("source") != DIGITS_SOURCE:
             yield f"{found['images']:,} train images{_classes(found)} instead of the digits"
+
+
+def own_images(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Which images a pretraining on one's own read, as text: runs on others are no part of a mean;
+    `starts`: as in `data_departures`."""
+    for start in starts:
+        if found := (start.get("data") or {}).get("train"):
+            folders = ", ".join(found.get("paths", ()))
+            yield f"{found['images']:,} images{_classes(found)} of {folders}"
 
 
 def _expected(config: str, split: str) -> Iterator[dict[str, int]]:
