@@ -285,6 +285,9 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     f"{REPRODUCE} NAME --data digits --seeds 2": study(
         "digits", *SHORT_WITH_PROBE, replace={"NAME": "table5"}
     ),
+    f"{REPRODUCE} table5 --data /data/images": is_tested_by(
+        "tests/reproduce/test_own_studies.py", "test_an_overlay_goes_onto_own_images"
+    ),
     # docs/detection.md
     "pip install ninja 'setuptools<82' wheel": from_the_network,
     "pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2": (

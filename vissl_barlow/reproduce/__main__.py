@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.overrides = [*options.overrides, *others]
+    commands.take_own_images(options)
     try:
         if options.name == "report":
             return report.run(options)

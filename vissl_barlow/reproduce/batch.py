@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -14,14 +15,16 @@ _HARDWARE = re.compile(r"\+*config\.DISTRIBUTED\.NUM_(NODES|PROC_PER_NODE)=")
 _SHARE = re.compile(rf"\+*{re.escape(BATCH)}=")
 
 
-def global_batch(config: str, overrides: Sequence[str] = ()) -> int:
-    """The batch over all processes that VISSL trains `config` with, under `overrides`.
+def global_batch(config: str, overrides: Sequence[str] = ()) -> int | None:
+    """The batch over all processes that VISSL trains `config` with, under `overrides`; None where the
+    config leaves it to be chosen by the images and the machine.
 
     Raises:
         hydra.errors.HydraException: `config` is none of this plugin's, or an override does not fit it.
     """
     composed = _compose(config, overrides)
-    return composed.DATA.TRAIN.BATCHSIZE_PER_REPLICA * _processes(composed)
+    share, processes = composed.DATA.TRAIN.BATCHSIZE_PER_REPLICA, _processes(composed)
+    return None if AUTO in (share, processes) else share * processes
 
 
 def chooses_batch(config: str) -> bool:
@@ -54,6 +57,8 @@ def share_of(
     wanted = batch or global_batch(config, groups)
     composed = _compose(config, overrides)
     processes = _processes(composed)
+    if wanted is None or processes == AUTO:
+        return []
     if processes < 1 or wanted % processes:
         raise ValueError(
             f"the global batch of {wanted} is not divisible by {processes} processes "
@@ -71,5 +76,7 @@ def _compose(config: str, overrides: Sequence[str]) -> DictConfig:
     return compose_config(config, tuple(relevant))
 
 
-def _processes(composed: DictConfig) -> int:
-    return composed.DISTRIBUTED.NUM_NODES * composed.DISTRIBUTED.NUM_PROC_PER_NODE
+def _processes(composed: DictConfig) -> Any:
+    """Processes on all machines, or AUTO."""
+    counts = composed.DISTRIBUTED.NUM_NODES, composed.DISTRIBUTED.NUM_PROC_PER_NODE
+    return AUTO if AUTO in counts else counts[0] * counts[1]

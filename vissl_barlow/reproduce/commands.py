@@ -1,11 +1,14 @@
 """What the commands of a table or a study do: their options, and the runs that are still missing."""
 
 import argparse
+import hashlib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vissl_barlow.own_images import FolderRefused, read_folder
 from vissl_barlow.reproduce.batch import share_of
 from vissl_barlow.reproduce.execution import (
     RUNNER,
@@ -35,7 +38,7 @@ from vissl_barlow.reproduce.studies import (
     slug,
     swept_keys,
 )
-from vissl_barlow.reproduce.transfer import Row, Step, Table, load_table
+from vissl_barlow.reproduce.transfer import OWN, Row, Step, Table, load_table
 
 # The stages of an experiment, each with its folder below the experiment's.
 STAGE_FOLDERS = {"pretraining": ".", "linear evaluation": "linear"}
@@ -79,7 +82,9 @@ def add_table_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a study."""
-    parser.add_argument("--data", choices=(IMAGENET, DIGITS), default=IMAGENET)
+    data = f"{IMAGENET} (default), {DIGITS}, or a FOLDER of your own images in class folders"
+    parser.add_argument("--data", default=IMAGENET, help=data)
+    parser.set_defaults(own_images=None)
     add_out(parser)
     imagenet = "folder with train and val; default: VISSL's dataset catalogue"
     parser.add_argument("--imagenet", type=Path, help=imagenet)
@@ -196,6 +201,8 @@ def run_study(name: str, options: argparse.Namespace) -> int:
         ValueError: no such study or experiment, an override of what the study sweeps, or processes that
             do not divide a global batch.
     """
+    if options.own_images and not options.list:
+        _refuse_without_labels(options.own_images)
     study = load_study(name, options.data)
     chosen = [
         e for e in study.experiments if options.only.lower() in f"{e.series} {e.name}".lower()
@@ -217,6 +224,34 @@ def run_study(name: str, options: argparse.Namespace) -> int:
     share_of(None, LINEAR_EVALUATION, _of_evaluation(options))
     succeeded = [_run_experiment(e, seed, options) for e in chosen for seed in range(options.seeds)]
     return int(not all(succeeded))
+
+
+def take_own_images(options: argparse.Namespace) -> None:
+    """Where a study's `--data` is a folder: notes it, in place, and gives it a folder of its own below
+    `--out`, so that the runs and tables of two never meet."""
+    if vars(options).get("data", IMAGENET) in (IMAGENET, DIGITS):
+        return
+    folder = Path(options.data).expanduser().resolve()
+    options.own_images, options.data = folder, OWN
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]
+    options.out = options.out / OWN / slug(f"{folder.name}-{digest}")
+
+
+def _refuse_without_labels(path: Path) -> None:
+    """Raises ValueError unless the studies' probe can be asked of the images in folder `path`."""
+    known = f"give {IMAGENET}, {DIGITS} or a folder of class folders"
+    try:
+        folder = read_folder(path)
+    except FolderRefused as error:
+        instead = f"; try --data {error.instead}" if error.instead else ""
+        raise ValueError(f"--data {path}: {error}; {known}{instead}") from None
+    except OSError as error:
+        raise ValueError(f"--data {path}: {error}") from None
+    if not folder.classes:
+        raise ValueError(
+            f"--data {path}: {folder.description}; a study compares accuracies: sort the images into "
+            f"{path}/CLASS/"
+        )
 
 
 def _refuse_swept(
@@ -293,11 +328,13 @@ def _stages(
     """The overrides of what is left of an experiment: pretraining and, on ImageNet, evaluation."""
     train: list[str] = []
     val: list[str] = []
+    if options.own_images:
+        train = [override("DATA.TRAIN.DATA_PATHS", [str(options.own_images)])]
     if options.data == IMAGENET and options.imagenet:
         train = [override("DATA.TRAIN.DATA_PATHS", [str(options.imagenet / "train")])]
         val = [override("DATA.TEST.DATA_PATHS", [str(options.imagenet / "val")])]
     stages = {}
-    if options.data == DIGITS or not is_finished(folder):
+    if options.data != IMAGENET or not is_finished(folder):
         # Paths first: the user's own overrides have the last word.
         overrides = pretraining(
             experiment, options.data, folder, seed, [*train, *options.overrides]

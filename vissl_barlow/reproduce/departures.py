@@ -42,15 +42,20 @@ def model_departures(
         found, expected = _value(resolved, key), _value(composed, key)
         if expected is None and key == _WIDTH:  # as VISSL leaves it
             expected = 1
-        if None not in (found, expected) and found != expected and not _is_open(expected):
+        if None not in (found, expected) and not _fits(found, expected):
             yield f"config.MODEL.{key}={found}"
 
 
-def _is_open(value: Any) -> bool:
-    """Whether a config leaves it, or a part of it, to the images and the machine."""
-    if isinstance(value, Mapping | list):
-        return any(map(_is_open, value.values() if isinstance(value, Mapping) else value))
-    return value == AUTO
+def _fits(found: Any, expected: Any) -> bool:
+    """Whether they are the same, but for what the config leaves to be chosen."""
+    if expected == AUTO:
+        return True
+    if isinstance(found, list) and isinstance(expected, list):
+        return len(found) == len(expected) and all(map(_fits, found, expected))
+    if isinstance(found, Mapping) and isinstance(expected, Mapping):
+        same = found.keys() == expected.keys()
+        return same and all(_fits(found[key], expected[key]) for key in found)
+    return found == expected
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
@@ -95,6 +100,15 @@ def not_the_digits(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         found = (start.get("data") or {}).get("train")
         if found and found.get("source") != DIGITS_SOURCE:
             yield f"{found['images']:,} train images{_classes(found)} instead of the digits"
+
+
+def own_images(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Which images a pretraining on one's own read, as text: runs on others are no part of a mean;
+    `starts`: as in `data_departures`."""
+    for start in starts:
+        if found := (start.get("data") or {}).get("train"):
+            folders = ", ".join(found.get("paths", ()))
+            yield f"{found['images']:,} images{_classes(found)} of {folders}"
 
 
 def _expected(config: str, split: str) -> Iterator[dict[str, int]]:

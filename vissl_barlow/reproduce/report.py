@@ -131,7 +131,7 @@ def write_table(table: ReportTable, out: Path, root: Path) -> Mapping[str, Path]
     writer.writerows(csv_row(table, row, root) for row in table.rows)
     write_text_atomically(stem.with_suffix(".csv"), text.getvalue())
     picture, title = stem.with_suffix(".png"), in_picture(table.title)
-    y_label = "linear probe on digits, %" if table.data == DIGITS else "%"
+    y_label = {IMAGENET: "%", DIGITS: "linear probe on digits, %"}.get(table.data, "%, own images")
     if table.name == "figure1":
         if not table.curves:
             return table.pictures

@@ -23,8 +23,8 @@ from vissl_barlow.reproduce.runs import LAST_STEP, Run, Runs, changed_settings, 
 from vissl_barlow.reproduce.settings import describe
 from vissl_barlow.reproduce.studies import (
     BASE,
+    BASES,
     DIGITS,
-    DIGITS_BASE,
     IMAGENET,
     LINEAR_EVALUATION,
     Experiment,
@@ -34,7 +34,11 @@ from vissl_barlow.reproduce.studies import (
 )
 from vissl_barlow.reproduce.transfer import OWN, Row, load_table, table_names
 
-TITLE_SUFFIX = {IMAGENET: "", DIGITS: " — digits, NOT ImageNet"}
+TITLE_SUFFIX = {
+    IMAGENET: "",
+    DIGITS: " — digits, NOT ImageNet",
+    OWN: " — own images, NOT ImageNet",
+}
 # The paper's pretraining, which Tables 1 to 4 evaluate; all have the same batch and gradients.
 PAPERS = (
     *("resnet50_in1k_1000ep", "resnet50_in1k_1000ep_1gpu"),
@@ -50,10 +54,17 @@ def all_tables(found: Runs, papers: Sequence[str] = ()) -> list[ReportTable]:
     """
     names = ["figure1", *sorted([*table_names(), *study_names()], key=_in_the_papers_order)]
     imagenet = [report_table(name, IMAGENET, found, papers=papers) for name in names]
-    digits = [report_table(name, DIGITS, found) for name in names if name not in table_names()]
-    own = own_table(found)
-    others = other_table(found, [*imagenet, *digits, own])
-    return [*imagenet, *(table for table in (*digits, own, others) if table.measured)]
+    # Where nobody pretrained on their own images, their studies need not be gone through.
+    kinds = [DIGITS, *([OWN] if any(run.data == OWN for run in found.runs) else [])]
+    small = [
+        report_table(name, kind, found)
+        for kind in kinds
+        for name in names
+        if name not in table_names()
+    ]
+    small.append(own_table(found))
+    others = other_table(found, [*imagenet, *small])
+    return [*imagenet, *(table for table in (*small, others) if table.measured)]
 
 
 def report_table(
@@ -68,7 +79,7 @@ def report_table(
 
     Args:
         name: "figure1", "own", a table of `transfer` or a study.
-        data: IMAGENET or DIGITS; the tables of `transfer` are on ImageNet.
+        data: IMAGENET, DIGITS or OWN; the tables of `transfer` are on ImageNet.
         overrides: hydra's or Detectron2's; Figure 1 has the runs of all settings.
         linear: a study's linear evaluations have these on top of Table 1's.
         papers: how the SHA-256 begins of weights that the user says are of the paper's pretraining.
@@ -169,9 +180,9 @@ def study_table(
 ) -> ReportTable:
     """A study of section 4 or 5 on `data`; `overrides` and `linear` as in `report_table`."""
     study = load_study(name, data)
-    base = BASE if data == IMAGENET else DIGITS_BASE
+    base = BASES[data]
     changed = _changed(f"{PRETRAIN_GROUP}/{base}", overrides) or _changed(LINEAR_EVALUATION, linear)
-    departing = bool(changed) or data == DIGITS  # where no number of the paper's stands
+    departing = bool(changed) or data != IMAGENET  # where no number of the paper's stands
     evaluations = found.matching(LINEAR_EVALUATION, linear, departing=departing)
     evaluations = list(filter(found.is_reportable, evaluations))
     # By row: one experiment, or one for each value of the study's `best_of`.
@@ -322,7 +333,7 @@ def training_table(data: str, found: Runs) -> ReportTable:
     curves: dict[str, Sequence[dict[str, Any]]] = {}
     pictures = {}
     for run in found.runs:
-        if not run.pretrains or run.on_digits != (data == DIGITS) or run in ablated:
+        if not run.pretrains or run.data != data or run in ablated:
             continue
         if not run.history:
             continue

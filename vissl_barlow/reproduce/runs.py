@@ -17,7 +17,12 @@ from hydra.errors import HydraException
 from vissl_barlow.atomic_files import file_state
 from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, file_sha256
 from vissl_barlow.reproduce.batch import chooses_batch, global_batch, share_of
-from vissl_barlow.reproduce.departures import data_departures, model_departures, not_the_digits
+from vissl_barlow.reproduce.departures import (
+    data_departures,
+    model_departures,
+    not_the_digits,
+    own_images,
+)
 from vissl_barlow.reproduce.folders import (
     CHECKPOINT,
     LeftOut,
@@ -32,8 +37,8 @@ from vissl_barlow.reproduce.folders import (
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP
 from vissl_barlow.reproduce.results import PROBE, ResultFile, is_finished
 from vissl_barlow.reproduce.settings import DETECTION, config_of, describe, settings_of
-from vissl_barlow.reproduce.studies import DIGITS_BASE
-from vissl_barlow.reproduce.transfer import rows_by_config
+from vissl_barlow.reproduce.studies import DIGITS, DIGITS_BASE, IMAGENET, OWN_BASE
+from vissl_barlow.reproduce.transfer import OWN, rows_by_config
 from vissl_barlow.run_files import FIGURE_FILE, METRICS_FILE
 
 RESULTS = (PROBE.file, *sorted({row.result.file for row in rows_by_config().values()}))
@@ -99,8 +104,9 @@ class Run:
         return is_finished(self.folder)
 
     @property
-    def on_digits(self) -> bool:
-        return _on_digits(self.config, self.settings)
+    def data(self) -> str:
+        """IMAGENET, DIGITS or OWN, as the studies have them; other data sets count as ImageNet."""
+        return _data_of(self.config, self.settings)
 
     @property
     def resolved(self) -> str:
@@ -145,8 +151,11 @@ class Run:
         return _sha256(path) if path.exists() else None
 
 
-def _on_digits(config: str, settings: frozenset[str]) -> bool:
-    return config == DIGITS_CONFIG or not settings.isdisjoint(DIGITS_GROUPS)
+def _data_of(config: str, settings: frozenset[str]) -> str:
+    if config == DIGITS_CONFIG or not settings.isdisjoint(DIGITS_GROUPS):
+        return DIGITS
+    is_own = config == f"{PRETRAIN_GROUP}/{OWN_BASE}"
+    return OWN if is_own or f"config/{PRETRAIN_GROUP}={OWN_BASE}" in settings else IMAGENET
 
 
 def _sha256(path: Path) -> str:
@@ -320,8 +329,11 @@ def read_run(folder: Path, root: Path) -> Run:
         reasons = "; then ".join(describe(each) or "none" for each in settings)
         raise Refused(f"its starts had different settings: {reasons}")
     departures = set(model_departures(config, commands[-1], of_vissl) if of_vissl else ())
-    if _on_digits(config, settings[0]):
+    data = _data_of(config, settings[0])
+    if data == DIGITS:
         departures.update(not_the_digits(starts) if config.startswith(PRETRAIN_GROUP) else ())
+    elif data == OWN:
+        departures.update(own_images(starts))
     elif not _detects(starts):
         departures.update(data_departures(config, starts))
     run = Run(folder, starts, config, settings[0], result, frozenset(departures))

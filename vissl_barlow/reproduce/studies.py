@@ -3,12 +3,14 @@
 A study is a file of `configs/studies`: a title and the experiments, each a config with overrides. On
 ImageNet an experiment is pretraining, then the linear evaluation of Table 1; on the digits it is the
 same overlay on `digits_quickstart`, with every width of the heads divided by 16, and its result is the
-probe at the end. The two never share a table.
+probe at the end; on one's own images it is the same on `own_images`. The three never share a
+table.
 
 A study states the global batch. How many processes share it follows from the hardware: each gets its
 part (`batch.share_of`).
 
-    rows            name, config, overrides, `heads`; `digits`: more overrides there, or false
+    rows            name, config, overrides, `heads`; `digits`: more overrides there, or false (which
+                    own images, having colours, pass by); on own images the digits' values are taken
     series, best_of axes: `values` (a list, or label to value), `baseline`: the one without an override,
                     `overrides` with {} for the value, or {0}, {1} for those of a list; or
                     `global_batch: true`: the value is the batch
@@ -32,9 +34,11 @@ from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config, override
 from vissl_barlow.reproduce.results import ACCURACY, PROBE, reported
 from vissl_barlow.reproduce.settings import BATCH, is_irrelevant
+from vissl_barlow.reproduce.transfer import OWN
 
-IMAGENET, DIGITS = "imagenet", "digits"
-BASE, DIGITS_BASE = "resnet50_in1k_300ep", "digits_quickstart"
+IMAGENET, DIGITS = "imagenet", "digits"  # and OWN
+BASE, DIGITS_BASE, OWN_BASE = "resnet50_in1k_300ep", "digits_quickstart", "own_images"
+BASES = {IMAGENET: BASE, DIGITS: DIGITS_BASE, OWN: OWN_BASE}
 LINEAR_EVALUATION = "benchmark/vissl_barlow/imagenet1k_linear"
 # The digits' widths are the paper's divided by this, so that every overlay keeps its proportions.
 DIGITS_SHRINK = 16
@@ -114,7 +118,7 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str, data: str) -> Study:
-    """A study, with its experiments on `data`, IMAGENET or DIGITS.
+    """A study, with its experiments on `data`, IMAGENET, DIGITS or OWN.
 
     Raises:
         ValueError: no study of that name.
@@ -168,9 +172,9 @@ def _experiments(
             )
     for row in study.get("rows", ()):
         on_digits = row.get("digits", [])  # more overrides, or False: not on the digits
-        if data == IMAGENET or on_digits is not False:
+        if data != DIGITS or on_digits is not False:
             overrides = _head_overrides(row, data) + row.get("overrides", [])
-            overrides += on_digits if data == DIGITS else []
+            overrides += on_digits if data != IMAGENET and on_digits else []
             reference = paper.get(row["name"], {})
             yield Experiment("", row["name"], row["config"], tuple(overrides), paper=reference)
 
@@ -178,7 +182,7 @@ def _experiments(
 def _points(axis: dict[str, Any], data: str) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
     """Label, overrides and global batch of each value of an axis; the baseline's value takes no
     override."""
-    if data == DIGITS:
+    if data != IMAGENET:
         axis = axis | axis["digits"]
     values = axis["values"]
     for label, value in (values if isinstance(values, dict) else dict(zip(values, values))).items():
@@ -197,7 +201,7 @@ def _tried(
     if best_of is None:
         yield "", (), False
         return
-    chosen = {} if data == DIGITS else best_of.get("chosen", {})
+    chosen = {} if data != IMAGENET else best_of.get("chosen", {})
     for label, overrides, _ in _points(best_of, data):
         yield label, overrides, str(chosen.get(int(point), label)) != label
 
@@ -206,7 +210,7 @@ def _head_overrides(row: dict[str, Any], data: str) -> list[str]:
     """Overrides for a row's `heads`: the widths of the projector's and of the predictor's layers."""
     if "heads" not in row:
         return []
-    shrink = DIGITS_SHRINK if data == DIGITS else 1
+    shrink = DIGITS_SHRINK if data != IMAGENET else 1
     projector, predictor = ([_shrunk(width, shrink) for width in head] for head in row["heads"])
     return [
         override("MODEL.HEAD.PARAMS.0.1.dims", projector),
@@ -232,8 +236,8 @@ def pretraining(
     """
     config = f"{PRETRAIN_GROUP}/{experiment.config}"
     own, batch = [f"config={config}"], experiment.batch
-    if data == DIGITS:
-        own = _on_digits(experiment.config)
+    if data != IMAGENET:
+        own = _in_miniature(experiment.config, data)
         config = own[0].removeprefix("config=")
         batch = batch or global_batch(f"{PRETRAIN_GROUP}/{DIGITS_BASE}")
     try:
@@ -292,15 +296,15 @@ def linear_evaluation(folder: Path) -> list[str]:
 def read_result(folder: Path, data: str) -> dict[str, float]:
     """What an experiment in `folder` came to, in %, by figure; empty until it has come to its end.
 
-    On the digits: the probe's accuracies. On ImageNet: the linear evaluation's.
+    On ImageNet: the linear evaluation's accuracies. Else: the probe's.
     """
-    return PROBE.read(folder) if data == DIGITS else ACCURACY.read(folder / "linear")
+    return ACCURACY.read(folder / "linear") if data == IMAGENET else PROBE.read(folder)
 
 
-def _on_digits(config: str) -> list[str]:
-    """Overrides that put an overlay of the ImageNet baseline on the digits' config instead."""
-    overlay, base, digits = (
-        compose_config(f"{PRETRAIN_GROUP}/{name}") for name in (config, BASE, DIGITS_BASE)
+def _in_miniature(config: str, data: str) -> list[str]:
+    """Overrides that put an overlay of the ImageNet baseline on the config of `data` instead."""
+    overlay, base, small = (
+        compose_config(f"{PRETRAIN_GROUP}/{name}") for name in (config, BASE, BASES[data])
     )
     loss_key = f"LOSS.{overlay.LOSS.name}"
     loss = overlay.LOSS[overlay.LOSS.name]
@@ -310,16 +314,21 @@ def _on_digits(config: str) -> list[str]:
         # The learning rates, and that of the biases above all, go with this scale.
         override(f"{loss_key}.reference_world_size", loss.reference_world_size),
     ]
+    heads = overlay.MODEL.HEAD.PARAMS
+    if data == OWN:  # else as many as the machine has, and dimensions that follow from the trunk's
+        common.append(override("DISTRIBUTED.NUM_PROC_PER_NODE", 1))
+        if heads == base.MODEL.HEAD.PARAMS:
+            dims = [_shrunk(width) for width in heads[0][1].dims]
+            common.append(override("MODEL.HEAD.PARAMS.0.1.dims", dims))
     if config == BASE:
-        return [f"config={PRETRAIN_GROUP}/{DIGITS_BASE}", *common]
+        return [f"config={PRETRAIN_GROUP}/{BASES[data]}", *common]
     overrides = [
         f"config={PRETRAIN_GROUP}/{config}",
-        f"config/{PRETRAIN_GROUP}={DIGITS_BASE}",
+        f"config/{PRETRAIN_GROUP}={BASES[data]}",
         *common,
     ]
-    heads = overlay.MODEL.HEAD.PARAMS
     if heads != base.MODEL.HEAD.PARAMS:
-        in_dim = digits.MODEL.HEAD.PARAMS[0][1].in_dim
+        in_dim = small.MODEL.HEAD.PARAMS[0][1].in_dim
         shrunk = []
         for head, options in heads:
             dims = [_shrunk(width) for width in options.dims]

@@ -28,8 +28,8 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
     a time. One pass over the 2N images, as in VISSL, would mix the views' statistics. Any other
     batch goes VISSL's way, so that the same model serves evaluation.
 
-    A training step in pieces (`pieces.py`) passes (1, n, C, H, W), images of one view, and gets a matrix (n, K)
-    with all that the loss and the monitor need of them; `outputs` makes of the matrices of both views,
+    A training step in pieces (`pieces.py`) passes (1, n, C, H, W), images of one view, and gets a
+    matrix (n, K) with all that the loss and the monitor need of them; `outputs` makes of the matrices of both views,
     of all images, what a pair of views would have given. What one view gives does not depend on the
     other there: a subclass whose views differ computes for both what either needs (`_of_one_view`,
     `_of_both_views`).
