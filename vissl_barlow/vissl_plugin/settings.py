@@ -94,6 +94,12 @@ class Settings:
     COLLAPSED_RANK: float = _key(
         1.5, "embeddings of a smaller effective rank are called a line", at_least=0
     )
+    MAP_IMAGES: int = _key(
+        0,
+        "training images in the map of representations and their neighbours, `barlow_map.png`, that "
+        "is drawn when training ends; 0: none",
+        at_least=0,
+    )
     PROBE: ProbeSettings = dataclasses.field(default_factory=ProbeSettings)
 
 

@@ -28,6 +28,7 @@ OTHERS = {
     "AMP_DTYPE": "bfloat16",
     "CHANNELS_LAST": False,
     "COMPILE": True,
+    "MAP_IMAGES": 9,
     "RANKED_IMAGES": 2,
     "COLLAPSED_STD": 0,
     "COLLAPSED_RANK": 1,

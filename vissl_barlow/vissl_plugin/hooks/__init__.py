@@ -16,6 +16,7 @@ from vissl.hooks import (
 from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
 from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
 from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook
+from vissl_barlow.vissl_plugin.hooks.look import BarlowLook
 from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor
 from vissl_barlow.vissl_plugin.hooks.next_steps import BarlowNextSteps
 from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
@@ -78,4 +79,6 @@ def _pretraining_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
     if probes(cfg):
         probe = cfg.BARLOW.PROBE
         hooks.append(BarlowProbe(probe.KIND, probe.EVERY_EPOCHS, probe.NEIGHBOURS))
+    if cfg.BARLOW.MAP_IMAGES:
+        hooks.append(BarlowLook(cfg.BARLOW.MAP_IMAGES))
     return [*hooks, BarlowNextSteps()]  # last: it tells what the others found
