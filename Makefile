@@ -6,7 +6,7 @@ RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
 # A checkout of VISSL's to test with in the place of its wheel; main wants pandas and timm beside it.
 ON_SOURCE = $(if $(VISSL_SOURCE),PYTHONPATH=$(VISSL_SOURCE))
-QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart
+QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart config.BARLOW.MAP_IMAGES=256
 
 .PHONY: help install quickstart browser test soak lint bench bench-gpu slurm test-slurm test-gpu test-detection clean
 

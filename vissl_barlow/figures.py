@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Rectangle
 
 from vissl_barlow.atomic_files import atomic_file
@@ -16,6 +17,10 @@ matplotlib.use("Agg")  # training machines have no screen
 
 LARGEST_CORRELATION_SHOWN = 1.0
 OURS, REFERENCE = "tab:blue", "tab:orange"
+# Of a map: the side of an image in points, and how many classes have colours.
+_THUMBNAIL = 16
+_COLORED_CLASSES = 20
+_TWENTY = matplotlib.colormaps["tab20"]
 # Of a grid of images, before there is a second column.
 _LINES = 8
 
@@ -103,6 +108,61 @@ def draw_views(
             own.set_title("image", fontsize=9)
             for axes, name, color in zip(others, ("view A", "view B"), (OURS, REFERENCE)):
                 axes.set_title(name, fontsize=9, color=color)
+    _save(figure, path)
+
+
+def draw_representations(
+    path: str | os.PathLike | BinaryIO,
+    images: Sequence[np.ndarray],
+    places: np.ndarray,
+    neighbours: Sequence[tuple[int, Sequence[tuple[int, float]]]],
+    labels: Sequence[int] | None,
+    title: str,
+) -> None:
+    """A map of images by their representations, beside some of them with their nearest neighbours.
+
+    Args:
+        path: of the PNG, or an open file.
+        images: uint8 RGB (S, S, 3), N of them.
+        places: (N, 2), where each is on the map.
+        neighbours: numbers of images, each with those nearest to it and their cosine similarity.
+        labels: classes, shown by colours where they are at most 20; None: unknown.
+        title: of the whole figure.
+    """
+    figure = Figure(figsize=(16, 8.4), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.35, 1))[0]
+    axes = left.subplots()
+    classes = sorted(set(labels)) if labels is not None else []
+    colors = {
+        label: f"C{i}" if len(classes) <= 10 else _TWENTY(i) for i, label in enumerate(classes)
+    }
+    colored = labels if labels is not None and 1 < len(classes) <= _COLORED_CLASSES else None
+    for number, (image, place) in enumerate(zip(images, places)):
+        frame = (
+            {"edgecolor": colors[colored[number]], "lw": 2} if colored is not None else {"lw": 0}
+        )
+        thumbnail = OffsetImage(image, zoom=_THUMBNAIL / len(image))
+        axes.add_artist(AnnotationBbox(thumbnail, place, pad=0, bboxprops=frame))
+    axes.set_title(
+        "map (t-SNE)" + (", framed by class" if colored is not None else ""), fontsize=10
+    )
+    axes.update_datalim(places)
+    axes.autoscale_view()
+    axes.margins(0.04)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    right.suptitle("an image and its nearest, by cosine similarity", fontsize=10)
+    grid = right.subplots(
+        len(neighbours), 1 + max(len(nearest) for _, nearest in neighbours), squeeze=False
+    )
+    for line, (query, nearest) in zip(grid, neighbours):
+        for axes in line:
+            axes.set_axis_off()
+        line[0].imshow(images[query])
+        for axes, (number, similarity) in zip(line[1:], nearest):
+            axes.imshow(images[number])
+            axes.set_title(f"{similarity:.2f}", fontsize=8, pad=2)
     _save(figure, path)
 
 

@@ -10,6 +10,7 @@ NEXT_CONFIG_FILE = "train_config.next.yaml"
 METRICS_FILE = "barlow.jsonl"
 PROBE_FILE = "barlow_probe.json"
 FIGURE_FILE = "barlow.png"
+MAP_FILE = "barlow_map.png"
 
 
 def read_history(folder: Path) -> list[dict]:

@@ -196,8 +196,9 @@ def test_odd_names_are_text_everywhere(tmp_path, main_run, capsys, monkeypatch):
     assert sum("onerror" in line for line in lines.splitlines()) >= 4
 
 
-def test_a_picture_is_a_png_or_not_shown(tmp_path, sound, main_run):
-    picture = main_run / "barlow.png"
+@pytest.mark.parametrize("name", ("barlow.png", "barlow_map.png"))
+def test_a_picture_is_a_png_or_not_shown(tmp_path, sound, main_run, name):
+    picture = main_run / name
     Image.new("RGB", (4, 4)).save(picture)
     (table, *_) = all_tables(find_runs(tmp_path / "runs"))
     assert list(table.pictures.values()) == [picture]

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, read_provenance
-from vissl_barlow.run_files import FIGURE_FILE, METRICS_FILE, read_history
+from vissl_barlow.run_files import METRICS_FILE, read_history
 
 CHECKPOINT = "checkpoint.torch"
 # A run of a million steps logs about as much; more is none of ours.
@@ -205,9 +205,9 @@ def read_curves(folder: Path, keys: Iterable[str]) -> tuple[dict[str, Any], ...]
     return tuple(history)
 
 
-def picture(folder: Path) -> Path | None:
-    """The picture that a pretraining drew, where it is a whole PNG."""
-    path = folder / FIGURE_FILE
+def picture(folder: Path, name: str) -> Path | None:
+    """The picture of this name that a pretraining drew, where it is a whole PNG."""
+    path = folder / name
     if not path.exists():
         return None
     try:

@@ -331,7 +331,7 @@ def training_table(data: str, found: Runs) -> ReportTable:
     }
     rows: list[ReportRow] = []
     curves: dict[str, Sequence[dict[str, Any]]] = {}
-    pictures = {}
+    pictures: dict[str, Path] = {}
     for run in found.runs:
         if not run.pretrains or run.data != data or run in ablated:
             continue
@@ -346,8 +346,7 @@ def training_table(data: str, found: Runs) -> ReportTable:
             ReportRow(label, figure, values=(value,), number_format=".4g", runs=(run,))
             for figure, value in values.items()
         ]
-        if run.picture:
-            pictures[label] = run.picture
+        pictures |= {label + called: path for called, path in run.pictures.items()}
     title = "Figure 1, measured: the terms of the loss and C while training" + TITLE_SUFFIX[data]
     return ReportTable("figure1", data, title, tuple(rows), curves=curves, pictures=pictures)
 

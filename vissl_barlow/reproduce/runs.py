@@ -8,7 +8,7 @@ reported only if it has provenance, the resolved config and, for a pretraining, 
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,15 @@ from vissl_barlow.reproduce.results import PROBE, ResultFile, is_finished
 from vissl_barlow.reproduce.settings import DETECTION, config_of, describe, settings_of
 from vissl_barlow.reproduce.studies import DIGITS, DIGITS_BASE, IMAGENET, OWN_BASE
 from vissl_barlow.reproduce.transfer import OWN, rows_by_config
-from vissl_barlow.run_files import FIGURE_FILE, METRICS_FILE
+from vissl_barlow.run_files import FIGURE_FILE, MAP_FILE, METRICS_FILE
 
 RESULTS = (PROBE.file, *sorted({row.result.file for row in rows_by_config().values()}))
+# What a pretraining draws, and what the report calls it.
+PICTURES = {FIGURE_FILE: "", MAP_FILE: ": its representations"}
 # All that is read of a run's folder.
 _FILES = (
-    *(PROVENANCE_FILE, "train_config.yaml", "config.yaml", CHECKPOINT, METRICS_FILE, FIGURE_FILE),
+    *(PROVENANCE_FILE, "train_config.yaml", "config.yaml", CHECKPOINT, METRICS_FILE),
+    *PICTURES,
     *RESULTS,
 )
 DIGITS_CONFIG = f"{PRETRAIN_GROUP}/{DIGITS_BASE}"
@@ -82,7 +85,7 @@ class Run:
         departures: what its resolved config and its images are otherwise than the command says, as
             text: such a run is in no row of the paper's.
         history: a pretraining's logged steps.
-        picture: that a pretraining drew; None without one.
+        pictures: that a pretraining drew, by what `PICTURES` calls them.
     """
 
     folder: Path
@@ -92,7 +95,7 @@ class Run:
     result: dict[str, float]
     departures: frozenset[str] = frozenset()
     history: tuple[dict[str, Any], ...] = ()
-    picture: Path | None = None
+    pictures: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def pretrains(self) -> bool:
@@ -242,8 +245,9 @@ def find_runs(folder: Path, leave_out: Path | None = None) -> Runs:
             continue
         try:
             runs.append(read_run(found, root))
-            if (found / FIGURE_FILE).exists() and not runs[-1].picture:
-                left_out[found / FIGURE_FILE] = "no PNG: it is not shown"
+            for name, called in PICTURES.items():
+                if (found / name).exists() and called not in runs[-1].pictures:
+                    left_out[found / name] = "no PNG: it is not shown"
         except LeftOut as reason:
             left_out[found] = str(reason)
         except Refused as reason:
@@ -338,7 +342,12 @@ def read_run(folder: Path, root: Path) -> Run:
         departures.update(data_departures(config, starts))
     run = Run(folder, starts, config, settings[0], result, frozenset(departures))
     if run.pretrains:
-        run = replace(run, history=read_curves(folder, LAST_STEP), picture=picture(folder))
+        drawn = {called: picture(folder, name) for name, called in PICTURES.items()}
+        run = replace(
+            run,
+            history=read_curves(folder, LAST_STEP),
+            pictures={called: path for called, path in drawn.items() if path},
+        )
     return run
 
 

@@ -121,6 +121,12 @@ class Settings:
     WANDB_PROJECT: str = _key(
         "", "mirror the numbers and pictures to this project at Weights & Biases; empty: do not"
     )
+    MAP_IMAGES: int = _key(
+        0,
+        "training images in the map of representations and their neighbours, `barlow_map.png`, that "
+        "is drawn when training ends; 0: none",
+        at_least=0,
+    )
     PROBE: ProbeSettings = dataclasses.field(default_factory=ProbeSettings)
 
 

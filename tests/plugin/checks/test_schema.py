@@ -30,6 +30,7 @@ OTHERS = {
     "COMPILE": True,
     "CHUNK_SIZE": 16,
     "CHUNK_BATCH_NORM": "exact",
+    "MAP_IMAGES": 9,
     "RANKED_IMAGES": 2,
     "COLLAPSED_STD": 0,
     "COLLAPSED_RANK": 1,

@@ -26,8 +26,9 @@ def test_the_quickstart_learns_the_digits_and_draws_it(tmp_path, monkeypatch):
     assert results["untrained trunk"] < results["pretrained trunk"] - 0.2
     for name in ("untrained trunk", "pixels", "pretrained trunk"):
         assert f"{name}" in done.stdout and f"{100 * results[name]:.1f} %" in done.stdout
-    with Image.open(folder / "barlow.png") as picture:
-        assert picture.width > 1000
+    for name in ("barlow.png", "barlow_map.png"):
+        with Image.open(folder / name) as picture:
+            assert picture.width > 1000
     # It ends with what comes next, as the checkpoint's own command says it.
     monkeypatch.chdir(tmp_path)
     said = next_steps(Path("quickstart/checkpoint.torch"), TrunkDepth(18, False, 0.5), 440)

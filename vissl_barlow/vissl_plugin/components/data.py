@@ -19,7 +19,7 @@ from vissl.data.dataset_catalog import VisslDatasetCatalog
 from vissl_barlow.digits import digits
 from vissl_barlow.images import UnreadableImage, list_images, read_image
 from vissl_barlow.own_images import read_folder
-from vissl_barlow.views import view_seed
+from vissl_barlow.vissl_plugin.components.reproducible import view_seed
 from vissl_barlow.vissl_plugin.components.views import ImageWithRng, with_rng
 from vissl_barlow.vissl_plugin.settings import Settings
 

@@ -9,7 +9,7 @@ import torch
 from vissl.data import DATA_SOURCES_WITH_SUBSET_SUPPORT, DATASET_SOURCE_MAP
 from vissl.data.ssl_dataset import GenericSSLDataset
 
-from vissl_barlow.views import view_seed
+from vissl_barlow.views import view_seed as view_seed
 
 
 @contextlib.contextmanager

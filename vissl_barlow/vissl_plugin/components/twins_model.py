@@ -29,10 +29,10 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
     batch goes VISSL's way, so that the same model serves evaluation.
 
     A training step in pieces (`pieces.py`) passes (1, n, C, H, W), images of one view, and gets a
-    matrix (n, K) with all that the loss and the monitor need of them; `outputs` makes of the matrices of both views,
-    of all images, what a pair of views would have given. What one view gives does not depend on the
-    other there: a subclass whose views differ computes for both what either needs (`_of_one_view`,
-    `_of_both_views`).
+    matrix (n, K) with all that the loss and the monitor need of them; `outputs` makes of the matrices
+    of both views, of all images, what a pair of views would have given. What one view gives does not
+    depend on the other there: a subclass whose views differ computes for both what either needs
+    (`_of_one_view`, `_of_both_views`).
     """
 
     _widths: list[int]  # of the matrices in the columns of the newest pass of one view

@@ -17,6 +17,7 @@ from vissl.hooks import (
 from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
 from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
 from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook, BarlowMemoryDump
+from vissl_barlow.vissl_plugin.hooks.look import BarlowLook
 from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor, BarlowProgress
 from vissl_barlow.vissl_plugin.hooks.next_steps import BarlowNextSteps
 from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
@@ -85,4 +86,6 @@ def _own_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
         probe = cfg.BARLOW.PROBE
         options = probe.EVERY_EPOCHS, probe.NEIGHBOURS, probe.WHILE_TRAINING
         hooks.append(BarlowProbe(probe.KIND, *options))
+    if cfg.BARLOW.MAP_IMAGES:
+        hooks.append(BarlowLook(cfg.BARLOW.MAP_IMAGES))
     return [*hooks, BarlowNextSteps()]  # last: it tells what the others found
