@@ -13,11 +13,11 @@ from vissl_barlow.vissl_plugin.components.projector import BarlowProjector
 
 def is_pair_of_views(batch) -> bool:
     """Whether `batch` is what `barlow_collator` makes: a tensor (2, N, C, H, W)."""
-    return _has_views(batch, 2)
+    return _are_views(batch) and len(batch) == 2
 
 
-def _has_views(batch, number: int) -> bool:
-    return isinstance(batch, torch.Tensor) and batch.ndim == 5 and len(batch) == number
+def _are_views(batch) -> bool:
+    return isinstance(batch, torch.Tensor) and batch.ndim == 5
 
 
 @register_model("barlow_twins_model")
@@ -38,12 +38,11 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
     _widths: list[int]  # of the matrices in the columns of the newest pass of one view
 
     def forward(self, batch):
-        if is_pair_of_views(batch):
-            return [self._embed(view) for view in batch.unbind(0)]
-        if self.training and _has_views(batch, 1):
-            (view,) = batch.unbind(0)
-            return self._columns(self._features(view), view)
-        return super().forward(batch)
+        if not _are_views(batch):
+            return super().forward(batch)
+        if self.training and len(batch) == 1:
+            return self._columns(self._features(batch[0]), batch[0])
+        return [self._embed(view) for view in batch.unbind(0)]
 
     def outputs(self, columns_a: torch.Tensor, columns_b: torch.Tensor) -> list[torch.Tensor]:
         a, b = (columns.split(self._widths, 1) for columns in (columns_a, columns_b))
