@@ -135,6 +135,7 @@ def test_a_failed_child_fails_the_svm_tool(digits_on_disk, tmp_path):
     assert "config.SVM.loss=no_such_loss" in start["command"]
 
 
+@pytest.mark.usefixtures("barlow_run")
 def test_a_few_classes_of_a_handful_of_images_of_several_labels(digits_on_disk, tmp_path):
     """Three classes where voc07_svm names twenty: the results are by number."""
     rows = {"train": [0, 1, 2, 5, 6, 8, 10, 11, 15, 16, 18, 20], "test": [0, 1, 2, 5, 6]}
