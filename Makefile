@@ -1,11 +1,15 @@
-# Each target sets up what it needs. PYTHON chooses the interpreter (3.11 or 3.12) of a new VENV:
-#   make test PYTHON=python3.12 VENV=.venv312
+# Each target sets up what it needs. PYTHON chooses the interpreter (3.11, 3.12 or 3.13) of a new VENV,
+# CONSTRAINTS the versions in it:
+#   make test PYTHON=python3.13 CONSTRAINTS=constraints-newest.txt VENV=.venv313
+#   make test CONSTRAINTS=constraints-oldest.txt VENV=.venvoldest
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/.installed
-# A checkout of VISSL's to test with in the place of its wheel; main wants pandas and timm beside it.
+# A checkout of VISSL's to test with in the place of its wheel.
 ON_SOURCE = $(if $(VISSL_SOURCE),PYTHONPATH=$(VISSL_SOURCE))
+FOR_SOURCE = $(VENV)/.installed-for-source
 QUICKSTART = config=pretrain/vissl_barlow/digits_quickstart config.BARLOW.MAP_IMAGES=256
 
 .PHONY: help install quickstart browser test soak lint bench bench-gpu slurm test-slurm test-gpu test-detection clean
@@ -26,13 +30,18 @@ install: $(INSTALLED)
 # VISSL 0.1.6 pins numpy 1.19.5, hydra 1.0.7, scikit-learn 0.24.1 and cython, which no current Python
 # can build, and its wheel carries an old copy of classy_vision: both come without dependencies, VISSL
 # first, classy-vision over it.
-$(INSTALLED): setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+$(INSTALLED): setup.py $(CONSTRAINTS) constraints-common.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python %d.%d, and 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test]"
+	$(RUN) -m pip install --quiet -c $(CONSTRAINTS) -e ".[test]"
 	$(RUN) -m pip install --quiet --no-deps vissl==0.1.6
 	$(RUN) -m pip install --quiet --no-deps --force-reinstall classy-vision==0.7.0
+	@touch $@
+
+# What VISSL's main branch imports besides.
+$(FOR_SOURCE): $(INSTALLED)
+	$(RUN) -m pip install --quiet -c $(CONSTRAINTS) nvtx pandas timm
 	@touch $@
 
 quickstart: $(INSTALLED)
@@ -48,7 +57,7 @@ browser:
 
 # One test process per core, one thread each: threads that wait for each other on a busy core cost
 # more than they bring.
-test: $(INSTALLED) browser
+test: $(INSTALLED) $(if $(VISSL_SOURCE),$(FOR_SOURCE)) browser
 	$(ON_SOURCE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadscope -m "not gpu and not detectron2 and not slurm" $(PYTEST_ARGS)
 
 lint: $(INSTALLED)

@@ -2,11 +2,22 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from setuptools import find_namespace_packages, find_packages, setup
 from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
+
+OLDEST_PYTHON = (3, 11)
+# The pip that comes with an older Python meets constraints.txt before `python_requires`, and tells of
+# versions that conflict alone.
+if sys.version_info < OLDEST_PYTHON:
+    sys.exit(
+        "vissl_barlow needs Python {}.{} or newer, and this is {}.{}".format(
+            *OLDEST_PYTHON, *sys.version_info[:2]
+        )
+    )
 
 ROOT = Path(__file__).resolve().parent
 # The configs live at the top of the checkout, where VISSL users look for them; a wheel carries them
@@ -47,7 +58,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.11",
+    python_requires=">={}.{}".format(*OLDEST_PYTHON),
     packages=find_packages(include=["vissl_barlow", "vissl_barlow.*"])
     + find_namespace_packages(include=["hydra_plugins.*"]),
     package_data={"vissl_barlow": ["py.typed"], "vissl_barlow.reproduce": ["report.html"]},
@@ -62,7 +73,7 @@ setup(
         "submitit",
         "scikit-learn",
         "scipy",
-        "numpy",
+        "numpy>=2.0",
         "parameterized",
         "tabulate",
         "tensorboard",
