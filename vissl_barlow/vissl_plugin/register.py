@@ -11,6 +11,7 @@ import pkgutil
 from vissl.config import AttrDict, attr_dict
 
 from vissl_barlow.provenance import command_line
+from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.wrap import note_config
 
 _registered = False
@@ -68,6 +69,9 @@ def _take_part_in_configs() -> None:
     def note_and_resolve(cfg, *engine_name):  # VISSL 0.1.6 does not pass the engine, main does
         note_config(cfg)
         if "BARLOW" in cfg:
+            if not isinstance(cfg.BARLOW, dict):
+                remedy = "this is a section, not one value; set its keys, config.BARLOW.NAME"
+                raise ConfigError("BARLOW", cfg.BARLOW, remedy)
             # Known here alone: workers have command lines of their own.
             cfg.BARLOW.setdefault("COMMAND", command_line())
         return resolve(cfg, *engine_name)

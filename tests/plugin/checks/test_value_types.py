@@ -90,6 +90,11 @@ def test_what_could_mean_anything_is_refused(given, key, value, line):
     assert str(raised.value).startswith(f"config.{key}=") and line in str(raised.value)
 
 
+def test_the_plugins_section_is_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"^config.BARLOW=3: this is a section, not one value"):
+        resolve(tmp_path, DIGITS, "config.BARLOW=3")
+
+
 def test_all_is_said_at_once(tmp_path):
     with pytest.raises(ConfigError) as raised:
         resolve(

@@ -41,6 +41,7 @@ _SHOWN = (
     *(DEVICE, VIEW_SIZE, DEPTH, "MODEL.HEAD.PARAMS.0.1.dims"),
     *(BATCH, BASE_RATE, EPOCHS, PROBE, RUN_FOLDER),
 )
+_SOURCES = "DATA.TRAIN.DATA_SOURCES"
 # Pixels of the shorter side: of less nothing can be cut out and told again.
 _SMALLEST_SIDE = 8
 # Where the folder is refused, so that all else can be looked at.
@@ -60,11 +61,12 @@ def choose_values(cfg) -> None:
     """
     values = dict(_values(cfg))
     opened = [key for key, value in values.items() if isinstance(value, str) and value == AUTO]
-    if not _reads_own_folder(cfg) and EPOCHS not in opened:
+    sources = _as_list(values.get(_SOURCES))
+    if not _has_sections(cfg) or (sources != [OWN_FOLDER] and EPOCHS not in opened):
         return
     refusals, folder = Refusals(), _NO_FOLDER
     with refusals:
-        _check_source(cfg)
+        _check_source(sources)
     with refusals:
         folder = _folder(cfg)
     given = {key: value for key, value in values.items() if key not in opened}
@@ -89,17 +91,20 @@ def choose_values(cfg) -> None:
     _print(folder, {key: each for key, each in choices.items() if key not in hidden})
 
 
-def _reads_own_folder(cfg) -> bool:
-    return _as_list(cfg.DATA.TRAIN.DATA_SOURCES) == [OWN_FOLDER]
+def _has_sections(cfg) -> bool:
+    """Whether those that are read here are sections; else other checks refuse them."""
+    sections = (cfg.DATA, cfg.MODEL, cfg.SLURM, cfg.CHECKPOINT, cfg.BARLOW.PROBE)
+    if not all(isinstance(section, Mapping) for section in sections):
+        return False
+    return isinstance(cfg.DATA.TRAIN, Mapping) and isinstance(cfg.MODEL.TRUNK, Mapping)
 
 
-def _check_source(cfg) -> None:
-    if not _reads_own_folder(cfg):
-        key = "DATA.TRAIN.DATA_SOURCES"
+def _check_source(sources: list) -> None:
+    if sources != [OWN_FOLDER]:
         raise ConfigError(
-            key,
-            cfg.DATA.TRAIN.DATA_SOURCES,
-            f"values that are `auto` are chosen for one folder of images; type config.{key}="
+            _SOURCES,
+            sources,
+            f"values that are `auto` are chosen for one folder of images; type config.{_SOURCES}="
             f"{OWN_FOLDER}, or start from another config",
         )
 
