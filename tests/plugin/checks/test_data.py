@@ -128,7 +128,7 @@ def test_a_list_of_images_without_labels_is_looked_at(tmp_path, images):
 def test_a_data_set_of_torchvision_that_is_not_there(tmp_path):
     source = ("config.DATA.TRAIN.DATA_SOURCES=torchvision_dataset", paths(tmp_path))
     line = refusal(tmp_path, *source, "config.DATA.TRAIN.DATASET_NAMES=CIFAR10")
-    assert f"config.DATA.TRAIN.DATA_PATHS=['{tmp_path}']: Dataset not found" in line
+    assert f"config.DATA.TRAIN.DATA_PATHS=[{tmp_path}]: torchvision finds no whole CIFAR10" in line
     line = refusal(tmp_path, *source, "config.DATA.TRAIN.DATASET_NAMES=CIFAR1000")
     assert "torchvision_dataset has CIFAR10, CIFAR100, STL10, MNIST, SVHN; name one" in line
 

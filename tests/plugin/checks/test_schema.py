@@ -114,7 +114,7 @@ def test_keys_that_nothing_reads_are_refused_with_the_near_name(tmp_path):
         "config.BARLOW.PROB.KIND=linear": "there is no such key; did you mean PROBE.KIND?",
         "config.BARLOW.AMP_TYPE=float16": "there is no such key; did you mean AMP_DTYPE?",
         "config.LOSS.barlow_loss.lambd=0.5": "barlow_twins_loss has no lambd; did you mean lambda_?",
-        "config.OPTIMIZER.eta=0.1": "barlow_lars has no eta; it has bias_lr_scale, momentum, "
+        "config.OPTIMIZER.eta=0.1": "barlow_lars has no eta; it has bias_lr_scale, clip, momentum, "
         "trust_coefficient, weight_decay",
         f"{lr}.warmup=1": "barlow_warmup_cosine has no warmup; did you mean warmup_epochs?",
         "config.MODEL.TRUNK.RESNETS.SMAL_STEM=True": "barlow_resnet has no SMAL_STEM; did you mean "
