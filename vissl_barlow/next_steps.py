@@ -18,6 +18,7 @@ from vissl_barlow.checkpoint.architecture import TrunkDepth
 from vissl_barlow.overrides import override
 from vissl_barlow.paths import config_folder
 from vissl_barlow.provenance import read_provenance
+from vissl_barlow.regular_files import MAX_LIST_BYTES, read_regular
 from vissl_barlow.resnet import representation_dim
 from vissl_barlow.run_files import CONFIG_FILE, PROBE_FILE, read_history
 
@@ -146,7 +147,7 @@ def _is_number(value: object) -> bool:
 def _config(folder: Path) -> dict[str, Any]:
     """The resolved config of the run in `folder`; empty where there is none."""
     try:
-        content = yaml.safe_load((folder / CONFIG_FILE).read_text())
+        content = yaml.safe_load(read_regular(folder / CONFIG_FILE, MAX_LIST_BYTES))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -154,7 +155,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _probe(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / PROBE_FILE).read_text())
+        content = json.loads(read_regular(folder / PROBE_FILE, MAX_LIST_BYTES))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -4,6 +4,8 @@ import contextlib
 import json
 from pathlib import Path
 
+from vissl_barlow.regular_files import MAX_LIST_BYTES, read_regular
+
 CONFIG_FILE = "train_config.yaml"  # VISSL's
 # The config of a start that is to replace the run in its folder, until it has left something there.
 NEXT_CONFIG_FILE = "train_config.next.yaml"
@@ -19,10 +21,11 @@ def read_history(folder: Path) -> list[dict]:
     A line that is damaged, or no entry, is left out.
 
     Raises:
-        FileNotFoundError: nothing was logged.
+        OSError: nothing was logged (FileNotFoundError), or the log is no regular file.
     """
     by_iteration = {}
-    for line in (folder / METRICS_FILE).read_text(errors="replace").splitlines():
+    log = read_regular(folder / METRICS_FILE, MAX_LIST_BYTES)
+    for line in log.decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and type(entry.get("iteration")) is int:

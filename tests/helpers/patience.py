@@ -78,7 +78,8 @@ def wait_for(process: subprocess.Popen, seconds: float = LIMIT) -> int:
         wait_until(lambda: process.poll() is not None, lambda: said, seconds)
     finally:
         process.kill()
-    return process.wait()
+        process.wait()
+    return process.returncode
 
 
 def finish(process: subprocess.Popen, seconds: float = LIMIT) -> subprocess.CompletedProcess:

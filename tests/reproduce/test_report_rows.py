@@ -9,6 +9,7 @@ from reports import measured, report, row, rows
 
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce.__main__ import main
+from vissl_barlow.reproduce.runs import find_runs
 
 TABLES = [f"table{i}" for i in range(1, 8)]
 
@@ -249,5 +250,6 @@ def test_what_a_folder_of_ones_own_leaves_open_is_no_departure(tmp_path):
     trunk = {"NAME": "barlow_resnet", "RESNETS": {"DEPTH": 34, "WIDTH_MULTIPLIER": 0.5}}
     resolved["MODEL"] = {"TRUNK": trunk, "HEAD": {"PARAMS": [head]}}
     (folder / "train_config.yaml").write_text(yaml.safe_dump(resolved))
-    labels = {found["label"] for found in rows(report(tmp_path), "figure1")}
-    assert labels == {"own_images with MODEL.TRUNK.RESNETS.DEPTH=34, global batch=64"}
+    (run,) = find_runs(tmp_path / "runs").runs
+    assert run.settings == {depth, "global batch=64"} and not run.departures
+    assert {found["label"] for found in rows(report(tmp_path), "own/figure1")} == {"own_images"}

@@ -27,15 +27,6 @@ def global_batch(config: str, overrides: Sequence[str] = ()) -> int | None:
     return None if AUTO in (share, processes) else share * processes
 
 
-def chooses_batch(config: str) -> bool:
-    """Whether the batch of `config` hangs on its images and the machine (`auto`).
-
-    Raises:
-        hydra.errors.HydraException: `config` is none of this plugin's.
-    """
-    return compose_config(config).DATA.TRAIN.BATCHSIZE_PER_REPLICA == AUTO
-
-
 def share_of(
     batch: int | None, config: str, overrides: Sequence[str], *, always: bool = False
 ) -> list[str]:

@@ -189,8 +189,7 @@ def unused_label(run: Run, used: Iterable[str]) -> str:
     ending = "" if run.finished else ", unfinished"
     seeded = f"{config_and_settings(run)}, seed {run.seed}"
     names = [config_and_settings(run), seeded, f"{seeded}, {run.folder}"]
-    if (
-        run.data != IMAGENET
-    ):  # those of a study differ in its settings, from one another and the config
+    # Those of a study differ in its settings, from one another and the config.
+    if run.data != IMAGENET:
         names.insert(0, config_name(run))
     return next(f"{name}{ending}" for name in names if f"{name}{ending}" not in used)

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 
 from vissl_barlow.atomic_files import file_state
 from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, file_sha256
-from vissl_barlow.reproduce.batch import chooses_batch, global_batch, share_of
+from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.departures import (
     data_departures,
     model_departures,
@@ -403,7 +403,7 @@ def expected_settings(config: str, overrides: Sequence[str] = ()) -> frozenset[s
         ValueError: the processes do not divide the global batch.
         hydra.errors.HydraException: `config` is none of this plugin's, or an override does not fit it.
     """
-    if not has_batch(config) or chooses_batch(config):
+    if not has_batch(config):
         return settings_of(overrides)
     batch = global_batch(config, [*overrides, *share_of(None, config, overrides)])
     return settings_of(overrides, batch)

@@ -168,7 +168,8 @@ def test_weights_are_looked_at_before_they_are_saved(tmp_path, monkeypatch):
         f"config.PROFILING.OUTPUT_FOLDER={tmp_path}/profiles",
     )
     watching = ["BarlowFiniteLoss", "BarlowMonitor"]
-    own = [[*watching, "BarlowStop", "BarlowProbe"], [*watching, "BarlowProbe"]]
+    ending = ["BarlowProbe", "BarlowNextSteps"]
+    own = [[*watching, "BarlowStop", *ending], [*watching, *ending]]
     for resumes_within_epochs, pretraining in zip((True, False), own):
         hooks = barlow_hooks(default_hook_generator(config), config, resumes_within_epochs)
         assert [type(hook).__name__ for hook in hooks] == [

@@ -26,7 +26,7 @@ def test_a_pretraining_says_and_records_its_images(uninterrupted):
     used = 8 * STEPS_PER_EPOCH
     train = {"images": used, "classes": None, "paths": [], "source": "barlow_digits"}
     assert start["data"] == {"train": train}
-    assert f"train: {used} images (barlow_digits)" in (folder / "log.txt").read_text()
+    assert f"train images   {used} images (barlow_digits)" in (folder / "log.txt").read_text()
 
 
 def test_labelled_folders(tmp_path, digits_on_disk, monkeypatch):
