@@ -78,7 +78,7 @@ def said_of_unreadable_images(rank: int) -> list[str]:
     for epoch, count in enumerate((1 + rank, 0, 1)):
         monitor.unreadable += count
         monitor.on_phase_end(SimpleNamespace(train=True, train_phase_idx=epoch))
-        tested = SimpleNamespace(train=False, train_phase_idx=epoch, meters=[])
+        tested = SimpleNamespace(train=False, train_phase_idx=epoch, num_epochs=3, meters=[])
         monitor.on_phase_end(tested)
     return [line.partition(" unreadable")[0] for line in said if "unreadable" in line]
 
