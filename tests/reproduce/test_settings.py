@@ -24,6 +24,7 @@ DETECTION = ["python", "-m", "vissl_barlow.detection", "--resume"]
         (["config=a", "config.DATA.TRAIN.DATA_PATHS=[/x]", "config.SEED_VALUE=3"], "a", ""),
         (["config=a", "config.CHECKPOINT.DIR='/a=b'", "config.SLURM.PARTITION=p"], "a", ""),
         (["config=a", "config.DATA.TRAIN.DATA_LIMIT=9"], "a", "config.DATA.TRAIN.DATA_LIMIT=9"),
+        (["config=a", "config.BARLOW.PROBE.IMAGES=9"], "a", "config.BARLOW.PROBE.IMAGES=9"),
         (["config=a", "config.B=[1, 2]", "config.A=1"], "a", "config.A=1, config.B=[1,2]"),
     ],
 )

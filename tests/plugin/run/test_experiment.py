@@ -50,6 +50,7 @@ def refused(run: Run) -> str:
             "OPTIMIZER.weight_decay is 1.5e-06 there and 0.5 now",
         ),
         (["config.SEED_VALUE=3"], "SEED_VALUE is 0 there and 3 now"),
+        (["config.BARLOW.PROBE.IMAGES=9"], "BARLOW.PROBE.IMAGES is none there and 9 now"),
         (["config.DATA.TRAIN.DATA_LIMIT=128"], "DATA.TRAIN.DATA_LIMIT is 64 there and 128 now"),
         (["config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=16"], "processes) is 8 there and 16 now"),
         (["config.DISTRIBUTED.NUM_PROC_PER_NODE=2"], "processes) is 8 there and 16 now"),

@@ -40,7 +40,7 @@ _OF_VISSL = (
     *("CLUSTERFIT.", "SVM.", "IMG_RETRIEVAL.", "NEAREST_NEIGHBOR."),
 )
 # Keys younger than some checkpoints, and the value with which a run computes what it did without them.
-_LATER = {"LOSS.barlow_loss.gather_in_bfloat16": False}
+_LATER = {"LOSS.barlow_loss.gather_in_bfloat16": False, "BARLOW.PROBE.IMAGES": 50_000}
 _DERIVED_OF_LOSS = {"name", "num_train_samples", "world_size", "local_queue_length"}
 
 
