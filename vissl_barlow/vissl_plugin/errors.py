@@ -13,6 +13,11 @@ class ConfigError(ValueError):
         super().__init__(f"config.{key}={value}: {remedy}")
 
 
+def set_keys_of(section: str) -> str:
+    """The remedy where one value stands in the place of a section."""
+    return f"this is a section, not one value; set its keys, config.{section}.NAME"
+
+
 class ConfigErrors(ConfigError):
     """Several things that are wrong with a config, each on a line of the message."""
 

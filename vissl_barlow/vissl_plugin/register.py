@@ -11,7 +11,7 @@ import pkgutil
 from vissl.config import AttrDict, attr_dict
 
 from vissl_barlow.provenance import command_line
-from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.errors import ConfigError, set_keys_of
 from vissl_barlow.vissl_plugin.wrap import note_config
 
 _registered = False
@@ -70,8 +70,7 @@ def _take_part_in_configs() -> None:
         note_config(cfg)
         if "BARLOW" in cfg:
             if not isinstance(cfg.BARLOW, dict):
-                remedy = "this is a section, not one value; set its keys, config.BARLOW.NAME"
-                raise ConfigError("BARLOW", cfg.BARLOW, remedy)
+                raise ConfigError("BARLOW", cfg.BARLOW, set_keys_of("BARLOW"))
             # Known here alone: workers have command lines of their own.
             cfg.BARLOW.setdefault("COMMAND", command_line())
         return resolve(cfg, *engine_name)

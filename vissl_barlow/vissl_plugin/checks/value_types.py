@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals, vissl_defaults
-from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.errors import ConfigError, set_keys_of
 
 # Keys of this plugin's in VISSL's sections, where their components do not check them.
 _OWN = {
@@ -69,10 +69,7 @@ def _remedy(key: str, name: str, default: Any, value: Any) -> str | None:
     if name in _FREE or default is None or value == default:
         return None
     if isinstance(default, Mapping):
-        fits = isinstance(value, Mapping)
-        return (
-            None if fits else f"this is a section, not one value; set its keys, config.{key}.NAME"
-        )
+        return None if isinstance(value, Mapping) else set_keys_of(key)
     if isinstance(default, list):
         return _remedy_of_list(key, name, default, value)
     if isinstance(default, bool):

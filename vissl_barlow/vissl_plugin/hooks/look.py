@@ -18,7 +18,7 @@ from vissl_barlow.run_files import MAP_FILE
 from vissl_barlow.views import TwoViews, ViewParameters, normalize
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
-from vissl_barlow.vissl_plugin.hooks.probe import _evaluating
+from vissl_barlow.vissl_plugin.hooks.probe import evaluating
 
 QUERIES, NEIGHBOURS = 8, 5
 _BATCH = 64
@@ -99,7 +99,7 @@ def _middle(two_views: TwoViews, image: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def _representations(task, images: torch.Tensor, two_views: TwoViews) -> np.ndarray:
-    with _evaluating(task.base_model) as model:
+    with evaluating(task.base_model) as model:
         batches = (batch.to(task.device) for batch in images.split(_BATCH))
         normalized = (normalize(batch, two_views.mean, two_views.std) for batch in batches)
         return torch.cat(

@@ -147,7 +147,7 @@ class BarlowProbe(BarlowHook):
         return features if kind == self.kind else f"{features}, {kind}"
 
     def _probe_trunk(self, task, kind: str) -> float:
-        with _evaluating(task.base_model) as model:
+        with evaluating(task.base_model) as model:
             return self._accuracy(kind, lambda images: model.trunk(images.to(task.device))[0])
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ class BarlowProbe(BarlowHook):
         dataset = task.datasets["train"]
         drawn = range(min(task.config.BARLOW.PROBE.CORRELATION_IMAGES, len(dataset)))
         batches = []
-        with _evaluating(task.base_model) as model, _seeded():
+        with evaluating(task.base_model) as model, _seeded():
             for start in drawn[::_PAIRS_AT_ONCE]:
                 pairs = [dataset[i]["data"] for i in drawn[start : start + _PAIRS_AT_ONCE]]
                 views = (torch.stack(images).to(task.device) for images in zip(*pairs))
@@ -197,7 +197,7 @@ def _pixels(images: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(model):
+def evaluating(model):
     """`model` in eval mode; every module's own mode returns afterwards (a frozen trunk's too)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
