@@ -67,11 +67,6 @@ def append(path: str | os.PathLike, text: str) -> None:
         _write_what_can_be(path)
 
 
-def is_waiting() -> bool:
-    """Whether something could not be written so far."""
-    return bool(_to_replace or _to_append)
-
-
 def read_bytes(path: str | os.PathLike, *, bounded: bool = True) -> bytes | None:
     """What `path` holds or is to hold; None where there is nothing.
 

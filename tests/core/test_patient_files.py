@@ -12,7 +12,6 @@ from vissl_barlow import patient_files
 from vissl_barlow.patient_files import (
     FolderGone,
     append,
-    is_waiting,
     read_bytes,
     read_json,
     replace,
@@ -26,6 +25,10 @@ def alone(monkeypatch):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     for name in ("_to_replace", "_to_append"):
         monkeypatch.setattr(patient_files, name, {})
+
+
+def is_waiting() -> bool:
+    return bool(patient_files._to_replace or patient_files._to_append)
 
 
 @pytest.fixture

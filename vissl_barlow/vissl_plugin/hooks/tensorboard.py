@@ -1,10 +1,9 @@
 """VISSL's TensorBoard hook with one learning rate or several."""
 
 import logging
+import tempfile
 
 from vissl.hooks.tensorboard_hook import SSLTensorboardHook
-
-from vissl_barlow.patient_files import is_waiting
 
 
 class _OneLearningRate:
@@ -33,7 +32,7 @@ class _PatientWriter:
             return value
 
         def called(*args, **kwargs):
-            if self._failed and is_waiting():
+            if self._failed and not self._has_room():
                 return None
             try:
                 self._failed = False
@@ -44,6 +43,14 @@ class _PatientWriter:
                 self._writer.file_writer = self._writer.all_writers = None
 
         return called
+
+    def _has_room(self) -> bool:
+        # Asked with a file that leaves nothing: torch's writer leaves an empty one wherever it fails.
+        try:
+            with tempfile.TemporaryFile(dir=self._writer.log_dir, buffering=0) as file:
+                return file.write(bytes(4096)) == 4096
+        except OSError:
+            return False
 
 
 class BarlowTensorboardHook(SSLTensorboardHook):
