@@ -1,6 +1,6 @@
 # Each target sets up what it needs. PYTHON chooses the interpreter (3.11, 3.12 or 3.13) of a new VENV,
 # CONSTRAINTS the versions in it:
-#   make test PYTHON=python3.13 CONSTRAINTS=constraints-newest.txt VENV=.venv313
+#   make test PYTHON=python3.13 VENV=.venv313
 #   make test CONSTRAINTS=constraints-oldest.txt VENV=.venvoldest
 PYTHON ?= python3
 VENV ?= .venv

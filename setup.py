@@ -5,19 +5,19 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import find_namespace_packages, find_packages, setup
-from setuptools.command.build_py import build_py
-from setuptools.command.editable_wheel import editable_wheel
-
 OLDEST_PYTHON = (3, 11)
-# The pip that comes with an older Python meets constraints.txt before `python_requires`, and tells of
-# versions that conflict alone.
+# Before setuptools, which may want a newer Python too. The pip that comes with an older one meets
+# constraints.txt before `python_requires`, and tells of versions that conflict alone.
 if sys.version_info < OLDEST_PYTHON:
     sys.exit(
         "vissl_barlow needs Python {}.{} or newer, and this is {}.{}".format(
             *OLDEST_PYTHON, *sys.version_info[:2]
         )
     )
+
+from setuptools import find_namespace_packages, find_packages, setup  # noqa: E402
+from setuptools.command.build_py import build_py  # noqa: E402
+from setuptools.command.editable_wheel import editable_wheel  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
 # The configs live at the top of the checkout, where VISSL users look for them; a wheel carries them

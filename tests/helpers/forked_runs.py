@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from patience import LIMIT, Patience, wait_for, wait_until
+from preloaded import fork_ranks
 
 CONFIG = "config=pretrain/vissl_barlow/digits_quickstart"
 # A network so small that a step takes milliseconds; 8 steps an epoch.
@@ -143,14 +144,6 @@ class RunServer:
         return json.loads(self.process.stdout.readline())
 
 
-def _rank(rank: int, fn, *args) -> None:
-    Path("/proc/self/comm").write_text("rank")
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)  # as a spawned process has them
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    fn(rank, *args)
-
-
 def _run(request: dict) -> None:
     os.setsid()
     os.chdir(request["folder"])
@@ -159,17 +152,11 @@ def _run(request: dict) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
 
-    import torch.multiprocessing
     from vissl.hooks import default_hook_generator
     from vissl.utils import distributed_launcher
     from vissl.utils.hydra_config import compose_hydra_configuration, convert_to_attrdict
 
-    def forked(fn, args, nprocs, join):
-        return torch.multiprocessing.start_processes(
-            _rank, (fn, *args), nprocs, join=join, start_method="fork"
-        )
-
-    torch.multiprocessing.spawn = forked
+    fork_ranks()
     try:
         exec(request["prepare"], {})
         _, config = convert_to_attrdict(compose_hydra_configuration(request["overrides"]))

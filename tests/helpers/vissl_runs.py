@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from patience import run
+from preloaded import preloaded
 
 # Overrides that let the configs of large runs resolve on a machine without GPUs and ImageNet.
 ANYWHERE = (
@@ -54,7 +55,8 @@ def run_engines(
 ) -> subprocess.CompletedProcess:
     """`python -m tools.run_distributed_engines OVERRIDE...` in `folder`, as users run it.
 
-    Returns exit status, stdout and stderr, whatever they are; `env` adds to the environment.
+    Returns exit status, stdout and stderr, whatever they are; `env` adds to the environment. With it a
+    Python is started for this run, and without one forked that has imported VISSL (see `preloaded`).
     """
     module = "tools.run_distributed_engines"
     return run_module(folder, module, *overrides, env=env)
@@ -94,12 +96,11 @@ def succeeded(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
 
 
 def _python(folder, env, *arguments) -> subprocess.CompletedProcess:
-    return run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        # One thread per process: tests share their machine, and sums keep their order.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **(env or {})},
-    )
+    # One thread per process: tests share their machine, and sums keep their order.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **(env or {})}
+    if env is None:
+        return preloaded().run(arguments, cwd=folder, env=environment)
+    return run([sys.executable, *arguments], cwd=folder, env=environment)
 
 
 class _Hooks:

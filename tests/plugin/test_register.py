@@ -72,6 +72,7 @@ def test_two_processes_with_loader_workers_train_as_one_job(tmp_path):
             *SHORT,
             "config.DISTRIBUTED.NUM_PROC_PER_NODE=2",
             "config.DATA.NUM_DATALOADER_WORKERS=1",
+            env={},  # a Python of its own, whose processes are spawned
         )
     )
     entries = logged(tmp_path / "quickstart")
