@@ -53,10 +53,12 @@ def test_float64_equals_the_equations_and_stays_float64(lambda_, eps, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_row_blocks_do_not_show(monkeypatch, form):
-    # 300 rows: not a multiple of the Gram matrices' blocks nor of these.
+def test_blocks_do_not_show(monkeypatch, form):
+    # 300 rows, 40 columns: not a multiple of the Gram matrices' blocks nor of these.
     for module in (cpu_cache, kernels):
         monkeypatch.setattr(module, "CACHED_ELEMENTS", 7 * 2 * 40)
+    for columns in ("_GRAM_COLUMNS", "_PRODUCT_COLUMNS"):
+        monkeypatch.setattr(kernels, columns, 12)
     torch.manual_seed(0)
     z_a, z_b = correlated(300, 40)
     assert_equals(*step(z_a, z_b, form=form), z_a, z_b, FLOAT32_RTOL)
