@@ -63,7 +63,7 @@ from vissl_barlow.loss.form import gram_block_rows
 _ROWS_PER_SAMPLE = 8
 # Columns of a matrix product that are computed at a time: enough for full speed.
 _PRODUCT_COLUMNS = 2048
-# Columns whose products are summed at a time, at least.
+# Columns whose products are summed at a time, at least: fewer cost the product its speed.
 _GRAM_COLUMNS = 512
 
 
@@ -116,10 +116,10 @@ class GramTerms(torch.autograd.Function):
         P = sum_j C_ij B_j = B B^T A  for the first view,  A A^T B  for the second
 
     Everything but the Gram matrices is of one dimension, and they are sums over dimensions. A CPU
-    takes as many dimensions at a time as its cache holds, and normalises the embeddings again in the
-    backward pass instead of keeping the views: nothing of their size is written but the gradient.
-    Of several processes each has its own N_p rows of the Gram matrices, and keeps the normalised
-    views of all.
+    takes as many dimensions at a time as its caches hold. Where that is not all of them, it keeps
+    the embeddings and normalises them again in the backward pass, and nothing of their size is
+    written but the gradient; else the normalised views of all processes are kept. Each process has
+    its own N_p rows of both Gram matrices.
     """
 
     @staticmethod
@@ -144,40 +144,44 @@ class GramTerms(torch.autograd.Function):
         invariance = torch.dot(one_minus_diagonal, one_minus_diagonal)
         total = all_reduce_sum_(_sum_of_products(*grams.unbind()), options.group)
         redundancy = (total - torch.dot(diagonal, diagonal)).to(grams.dtype)
-        of_views = near_mean, factor, offset, views if len(sizes) > 1 else None
-        ctx.save_for_backward(z_a, z_b, *of_views, diagonal, one_minus_diagonal, grams)
-        ctx.own, ctx.options = own, options
+        kept = (views,) if len(parts) == 1 else (z_a, z_b, near_mean, factor, offset)
+        ctx.save_for_backward(factor, diagonal, one_minus_diagonal, grams, *kept)
+        ctx.own, ctx.options, ctx.dtypes = own, options, (z_a.dtype, z_b.dtype)
         return invariance, redundancy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_invariance: Tensor, grad_redundancy: Tensor):
-        z_a, z_b, near_mean, factor, offset, gathered, *diagonals, grams = ctx.saved_tensors
-        diagonal, one_minus_diagonal = diagonals
+        factor, diagonal, one_minus_diagonal, grams, *kept = ctx.saved_tensors
         rate = factor * (2 * ctx.options.gradient_scale)
         weight = rate * grad_redundancy
         pull = one_minus_diagonal * grad_invariance
         pull = rate * pull.addcmul_(diagonal, grad_redundancy)
-        grads = [z.new_empty(z.shape) for z in (z_a, z_b)]
+        grads = factor.new_empty(2, grams.shape[1], factor.shape[2])
 
         gram_a, gram_b = grams.unbind()
-        columns = (weight, pull, pull * diagonal, near_mean, factor, offset)
-        for block in _column_blocks(ctx.options, z_a, z_b, *grads, *columns):
-            z_a, z_b, grad_a, grad_b, weight, pull, pull_diagonal, *statistics = block
-            views = _normalized_again(z_a, z_b, *statistics) if gathered is None else gathered
-            grad = views.new_empty((2, *z_a.shape))
-            (a, b), (block_a, block_b) = views.unbind(), grad.unbind()
-            torch.mm(gram_b, a, out=block_a)
-            torch.mm(gram_a, b, out=block_b)
+        columns = (grads, weight, pull, pull * diagonal, *kept)
+        for out, weight, pull, pull_diagonal, *kept in _column_blocks(ctx.options, *columns):
+            at_once = len(kept) == 1
+            views = kept[0] if at_once else _normalized_again(*kept)
+            grad = out if at_once else out.new_empty(out.shape)
+            # grad = P; no faster all at once, but with larger buffers inside the product.
+            for (a, b), (block_a, block_b) in _split(_PRODUCT_COLUMNS, views, grad):
+                torch.mm(gram_b, a, out=block_a)
+                torch.mm(gram_a, b, out=block_b)
             own = views[:, ctx.own]
-            projection = all_reduce_sum_((grad * own).sum(1, keepdim=True), ctx.options.group)
+            parts = ((p * x).sum(1, keepdim=True) for p, x in _row_blocks(grad, own))
+            projection = all_reduce_sum_(_sum(parts), ctx.options.group)
             correction = torch.addcmul(pull_diagonal, projection, weight, value=-1)
-            # grad = weight P + correction A - pull B, and only the last step leaves the cache.
-            grad.mul_(weight).addcmul_(own, correction)
-            (a, b), (pull_a, pull_b) = own.unbind(), pull.unbind()
-            torch.addcmul(block_a, b, pull_a, value=-1, out=grad_a)
-            torch.addcmul(block_b, a, pull_b, value=-1, out=grad_b)
-        return *grads, None
+            pull_a, pull_b = pull.unbind()
+            # grad = weight P + correction A - pull B
+            for rows, x, (out_a, out_b) in _row_blocks(grad, own, out):
+                rows.mul_(weight).addcmul_(x, correction)
+                (rows_a, rows_b), (a, b) = rows.unbind(), x.unbind()
+                torch.addcmul(rows_a, b, pull_a, value=-1, out=out_a)
+                torch.addcmul(rows_b, a, pull_b, value=-1, out=out_b)
+        grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grads.unbind(), ctx.dtypes))
+        return grad_a, grad_b, None
 
 
 class CorrelationTerms(torch.autograd.Function):
@@ -408,11 +412,14 @@ def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _column_blocks(options: TermsOptions, *matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The same columns (dimension -1) of all matrices at a time, as many as the CPU's cache holds."""
-    # One block on a device, as in `_row_blocks`, and where processes would wait for each other's.
-    if matrices[0].device.type != "cpu" or len(options.sizes) > 1:
+    """The same columns (dimension -1) of all matrices at a time, as many as the CPU's caches hold."""
+    # One block on a device, as in `_row_blocks`, where processes would wait for each other's, and where
+    # the CPU's last cache holds all.
+    rows, columns = matrices[0].shape[-2:]
+    at_once = len(options.sizes) > 1 or rows * columns <= 16 * CACHED_ELEMENTS
+    if at_once or matrices[0].device.type != "cpu":
         return [matrices]
-    return _split(max(_GRAM_COLUMNS, rows_in_cache(matrices[0], -1)), *matrices)
+    return _split(max(_GRAM_COLUMNS, CACHED_ELEMENTS // rows), *matrices)
 
 
 def _split(columns: int, *matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
@@ -425,8 +432,8 @@ def _split(columns: int, *matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
 def _row_blocks(x: Tensor, *others: Tensor) -> Sequence[tuple[Tensor, ...]]:
     """The same rows (dimension -2) of all matrices at a time, as many as the CPU's cache holds."""
     # One block on a device, whose cache is larger, and where launching kernels costs more than memory
-    # traffic; one, too, where the CPU would need two, which cost more than they save.
-    if x.device.type != "cpu" or x.numel() <= 2 * CACHED_ELEMENTS:
+    # traffic; one, too, where the CPU would need up to four, which cost more than they save.
+    if x.device.type != "cpu" or x.numel() <= 4 * CACHED_ELEMENTS:
         return [(x, *others)]
     rows = rows_in_cache(x, -2)
     return list(zip(*(y.split(rows, -2) for y in (x, *others))))
