@@ -50,6 +50,7 @@ MEMORY = [*MEMORY_QUICK, (256, 2048), (1024, 8192), (256, 16384), (2048, 1024)]
 PROCESSES = (1, 2, 4, 8, 16, 32)
 FIXED_N, FIXED_D, FIXED_PROCESSES = 256, 8192, 8
 MIB = 2**20
+LARGEST_KEPT = 2**21  # elements of a view
 
 Step = Callable[[], None]
 
@@ -171,14 +172,18 @@ def computed_operations(name: str, n: int, d: int, processes: int) -> float:
 
 
 def computed_memory(name: str, n: int, d: int, processes: int) -> float:
-    """Bytes of one process: both normalised views, both gradients and the large matrices."""
+    """Bytes of one process: both normalised views, both gradients and the large matrices.
+
+    A process alone keeps no large views in the Gram form (`kernels._column_blocks`).
+    """
     rows = n / processes
     if name == AUTHORS:
         return 4 * (4 * d * d + 6 * rows * d)
     if _form(name, n, d, processes) == "correlation":
         return 4 * (4 * rows * d + d * d)
     gathered = 2 * n * d if processes > 1 else 0
-    return 4 * (gathered + 4 * rows * d + 2 * rows * n)
+    views = 0 if processes == 1 and n * d > LARGEST_KEPT else 2 * rows * d
+    return 4 * (gathered + views + 2 * rows * d + 2 * rows * n)
 
 
 def computed_sent(name: str, n: int, d: int, processes: int) -> float:
