@@ -53,13 +53,38 @@ def test_float64_equals_the_equations_and_stays_float64(lambda_, eps, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_row_blocks_do_not_show(monkeypatch, form):
-    # 300 rows: not a multiple of the Gram matrices' blocks nor of these.
+def test_blocks_do_not_show(monkeypatch, form):
+    # 300 rows, 40 columns: not a multiple of the Gram matrices' blocks nor of these.
     for module in (cpu_cache, kernels):
         monkeypatch.setattr(module, "CACHED_ELEMENTS", 7 * 2 * 40)
+    for columns in ("_GRAM_COLUMNS", "_PRODUCT_COLUMNS"):
+        monkeypatch.setattr(kernels, columns, 12)
     torch.manual_seed(0)
     z_a, z_b = correlated(300, 40)
     assert_equals(*step(z_a, z_b, form=form), z_a, z_b, FLOAT32_RTOL)
+    z_a, z_b = z_a.bfloat16().requires_grad_(), z_b.T.contiguous().T.requires_grad_()
+    loss = barlow_twins_loss(z_a, z_b, form=form).loss
+    first = torch.autograd.grad(loss, (z_a, z_b), retain_graph=True)
+    second = torch.autograd.grad(loss, (z_a, z_b))
+    assert all(map(torch.equal, first, second))
+    _, _, expected = reference(z_a, z_b)
+    for got, want, rtol in zip(
+        first, expected, (2 * torch.finfo(torch.bfloat16).eps, FLOAT32_RTOL)
+    ):
+        assert (got.double() - want).norm() < rtol * want.norm()
+
+
+def test_blocks_of_embeddings_that_were_changed_have_no_gradient(monkeypatch):
+    # The backward pass reads them again.
+    for module in (cpu_cache, kernels):
+        monkeypatch.setattr(module, "CACHED_ELEMENTS", 7 * 2 * 40)
+    monkeypatch.setattr(kernels, "_GRAM_COLUMNS", 12)
+    z_a, z_b = (z.requires_grad_() for z in correlated(300, 40))
+    loss = barlow_twins_loss(z_a, z_b, form="gram").loss
+    with torch.no_grad():
+        z_a.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -87,7 +87,7 @@ def gram_block_rows(n: int) -> int:
 
     Few enough to skip most of its lower half, enough for the matrix product to run at full speed.
     """
-    return max(128, n // 8)
+    return max(64, n // 8)
 
 
 def _symmetric_gram_operations(n: int, d: int) -> float:

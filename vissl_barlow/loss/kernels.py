@@ -1,5 +1,7 @@
 """Equation 1 and its gradient as fused autograd nodes, in two exact forms.
 
+Matrix products here are in place or have an `out`: autocast leaves such alone.
+
 `barlow_twins.equation_1` is what both compute. N rows of the global batch, N_p of them on this
 process, D dimensions; i, j are dimensions, b is a row. Of a view z (N, D),
 
@@ -61,6 +63,8 @@ from vissl_barlow.loss.form import gram_block_rows
 _ROWS_PER_SAMPLE = 8
 # Columns of a matrix product that are computed at a time: enough for full speed.
 _PRODUCT_COLUMNS = 2048
+# Columns whose products are summed at a time, at least: fewer cost the product its speed.
+_GRAM_COLUMNS = 512
 
 
 class Normalize(torch.autograd.Function):
@@ -75,7 +79,7 @@ class Normalize(torch.autograd.Function):
     ) -> Tensor:
         n = sum(sizes)
         x = torch.empty_like(z, dtype=compute_dtype(z))
-        (shift,), (deviation,) = _centre_into(x[None], [z], sizes, group)
+        _, (shift,), (deviation,) = _centre_into(x[None], [z], sizes, group)
         inv_std = representable(deviation / n + eps).rsqrt_()
         x.add_(shift).mul_(inv_std)
         ctx.save_for_backward(x, inv_std)
@@ -111,54 +115,72 @@ class GramTerms(torch.autograd.Function):
         sum_ij C_ij^2 = sum_bb' (A A^T)_bb' (B B^T)_bb'
         P = sum_j C_ij B_j = B B^T A  for the first view,  A A^T B  for the second
 
-    A process has its own N_p rows of both Gram matrices, and the normalised views of all processes;
-    these are kept for the backward pass.
+    Everything but the Gram matrices is of one dimension, and they are sums over dimensions. A CPU
+    takes as many dimensions at a time as its caches hold. Where that is not all of them, it keeps
+    the embeddings and normalises them again in the backward pass, and nothing of their size is
+    written but the gradient; else the normalised views of all processes are kept. Each process has
+    its own N_p rows of both Gram matrices.
     """
 
     @staticmethod
     def forward(ctx, z_a: Tensor, z_b: Tensor, options: TermsOptions) -> tuple[Tensor, Tensor]:
-        with torch.autocast(z_a.device.type, enabled=False):
-            views, factor, diagonal, one_minus_diagonal = _normalize_views(z_a, z_b, options)
-            invariance = torch.dot(one_minus_diagonal, one_minus_diagonal)
-            # From here on of all processes; the name is used again so that its own rows are freed.
-            views, own = _gather_views(views, options)
-            grams = _gram_matrices(views, own)
-            total = all_reduce_sum_(_sum_of_products(*grams.unbind()), options.group)
-            redundancy = (total - torch.dot(diagonal, diagonal)).to(views.dtype)
-        ctx.save_for_backward(views, factor, diagonal, one_minus_diagonal, grams)
-        ctx.own, ctx.group = own, options.group
-        ctx.gradient_scale, ctx.dtypes = options.gradient_scale, (z_a.dtype, z_b.dtype)
+        sizes, own = options.sizes, _own_rows(options)
+        grams = z_a.new_zeros((2, len(z_a), sum(sizes)), dtype=compute_dtype(z_a, z_b))
+        parts = []
+        for columns_a, columns_b in _column_blocks(options, z_a, z_b):
+            views, statistics = _normalize_views(columns_a, columns_b, options)
+            parts.append(statistics)
+            # The name is used again so that the process's own rows are freed.
+            views = _gather_views(views, own, options)
+            _add_gram_matrices_(grams, views, own)
+        _mirror_(grams, own)
+        if len(parts) > 1:
+            statistics = _Statistics(*(torch.cat(part, -1) for part in zip(*parts)))
+        near_mean, factor, offset, deviation, half_squared_distance = statistics
+        one_minus_diagonal = _one_minus_diagonal(statistics, options)
+        # The factor twice, not its square, which may vanish where neither it nor the result does.
+        squared_length = deviation.mul_(factor).mul_(factor)
+        diagonal = squared_length.mean((0, 1)).sub_(half_squared_distance)
+        invariance = torch.dot(one_minus_diagonal, one_minus_diagonal)
+        total = all_reduce_sum_(_sum_of_products(*grams.unbind()), options.group)
+        redundancy = (total - torch.dot(diagonal, diagonal)).to(grams.dtype)
+        kept = (views,) if len(parts) == 1 else (z_a, z_b, near_mean, factor, offset)
+        ctx.save_for_backward(factor, diagonal, one_minus_diagonal, grams, *kept)
+        ctx.own, ctx.options, ctx.dtypes = own, options, (z_a.dtype, z_b.dtype)
         return invariance, redundancy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_invariance: Tensor, grad_redundancy: Tensor):
-        all_rows, factor, diagonal, one_minus_diagonal, grams = ctx.saved_tensors
-        views = all_rows[:, ctx.own]
-        grad = torch.empty_like(views)
-        rate = factor * (2 * ctx.gradient_scale)
+        factor, diagonal, one_minus_diagonal, grams, *kept = ctx.saved_tensors
+        rate = factor * (2 * ctx.options.gradient_scale)
         weight = rate * grad_redundancy
         pull = one_minus_diagonal * grad_invariance
         pull = rate * pull.addcmul_(diagonal, grad_redundancy)
-        pull_a, pull_b = pull.unbind()
+        grads = factor.new_empty(2, grams.shape[1], factor.shape[2])
 
-        with torch.autocast(views.device.type, enabled=False):
-            gram_a, gram_b = grams.unbind()
-            # grad = P, by columns: as fast as at once, with smaller buffers inside the product.
-            for columns, out in zip(*(x.split(_PRODUCT_COLUMNS, -1) for x in (all_rows, grad))):
-                (a, b), (out_a, out_b) = columns.unbind(), out.unbind()
-                torch.mm(gram_b, a, out=out_a)
-                torch.mm(gram_a, b, out=out_b)
-            parts = ((p * x).sum(1, keepdim=True) for p, x in _row_blocks(grad, views))
-            projection = all_reduce_sum_(_sum(parts), ctx.group)
-            correction = torch.addcmul(pull * diagonal, projection, weight, value=-1)
-            # grad_a = weight P - pull B + correction A
-            for block, rows in _row_blocks(grad, views):
-                block.mul_(weight).addcmul_(rows, correction)
-                (grad_a, grad_b), (a, b) = block.unbind(), rows.unbind()
-                grad_a.addcmul_(b, pull_a, value=-1)
-                grad_b.addcmul_(a, pull_b, value=-1)
-        grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grad.unbind(), ctx.dtypes))
+        gram_a, gram_b = grams.unbind()
+        columns = (grads, weight, pull, pull * diagonal, *kept)
+        for out, weight, pull, pull_diagonal, *kept in _column_blocks(ctx.options, *columns):
+            at_once = len(kept) == 1
+            views = kept[0] if at_once else _normalized_again(*kept)
+            grad = out if at_once else out.new_empty(out.shape)
+            # grad = P; no faster all at once, but with larger buffers inside the product.
+            for (a, b), (block_a, block_b) in _split(_PRODUCT_COLUMNS, views, grad):
+                torch.mm(gram_b, a, out=block_a)
+                torch.mm(gram_a, b, out=block_b)
+            own = views[:, ctx.own]
+            parts = ((p * x).sum(1, keepdim=True) for p, x in _row_blocks(grad, own))
+            projection = all_reduce_sum_(_sum(parts), ctx.options.group)
+            correction = torch.addcmul(pull_diagonal, projection, weight, value=-1)
+            pull_a, pull_b = pull.unbind()
+            # grad = weight P + correction A - pull B
+            for rows, x, (out_a, out_b) in _row_blocks(grad, own, out):
+                rows.mul_(weight).addcmul_(x, correction)
+                (rows_a, rows_b), (a, b) = rows.unbind(), x.unbind()
+                torch.addcmul(rows_a, b, pull_a, value=-1, out=out_a)
+                torch.addcmul(rows_b, a, pull_b, value=-1, out=out_b)
+        grad_a, grad_b = (g.to(dtype) for g, dtype in zip(grads.unbind(), ctx.dtypes))
         return grad_a, grad_b, None
 
 
@@ -175,14 +197,17 @@ class CorrelationTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z_a: Tensor, z_b: Tensor, options: TermsOptions) -> tuple[Tensor, Tensor]:
-        with torch.autocast(z_a.device.type, enabled=False):
-            views, factor, diagonal, one_minus_diagonal = _normalize_views(z_a, z_b, options)
-            invariance = torch.dot(one_minus_diagonal, one_minus_diagonal)
-            a, b = views.unbind()
-            off_diagonal = all_reduce_sum_(a.T @ b, options.group)
-            off_diagonal.diagonal().zero_()
-            projection = _sums_of_squares(off_diagonal)
-            redundancy = projection[0].sum()
+        views, statistics = _normalize_views(z_a, z_b, options)
+        one_minus_diagonal = _one_minus_diagonal(statistics, options)
+        invariance = torch.dot(one_minus_diagonal, one_minus_diagonal)
+        a, b = views.unbind()
+        c = torch.mm(a.T, b, out=views.new_empty(2 * a.shape[1:]))
+        off_diagonal = all_reduce_sum_(c, options.group)
+        diagonal = off_diagonal.diagonal().clone()
+        off_diagonal.fill_diagonal_(0)
+        projection = _sums_of_squares(off_diagonal)
+        redundancy = projection[0].sum()
+        factor = statistics.factor
         ctx.save_for_backward(views, factor, diagonal, one_minus_diagonal, off_diagonal, projection)
         ctx.gradient_scale, ctx.dtypes = options.gradient_scale, (z_a.dtype, z_b.dtype)
         return invariance, redundancy
@@ -200,13 +225,12 @@ class CorrelationTerms(torch.autograd.Function):
 
         a, b = views.unbind()
         grad_a, grad_b = torch.empty_like(views).unbind()
-        with torch.autocast(views.device.type, enabled=False):
-            # The product gives weight P - pull B at once: B (E^T diag(weight) - diag(pull)). Each view
-            # is finished while its product is in cache.
-            _weighted_product_into(grad_a, b, off_diagonal.T, weight_a, pull_a)
-            grad_a.addcmul_(a, correction_a)
-            _weighted_product_into(grad_b, a, off_diagonal, weight_b, pull_b)
-            grad_b.addcmul_(b, correction_b)
+        # The product gives weight P - pull B at once: B (E^T diag(weight) - diag(pull)). Each view is
+        # finished while its product is in cache.
+        _weighted_product_into(grad_a, b, off_diagonal.T, weight_a, pull_a)
+        grad_a.addcmul_(a, correction_a)
+        _weighted_product_into(grad_b, a, off_diagonal, weight_b, pull_b)
+        grad_b.addcmul_(b, correction_b)
         grad_a, grad_b = (g.to(dtype) for g, dtype in zip((grad_a, grad_b), ctx.dtypes))
         return grad_a, grad_b, None
 
@@ -224,55 +248,68 @@ def representable(square: Tensor) -> Tensor:
     every form.
     """
     limits = torch.finfo(square.dtype)
-    held = (square >= limits.tiny / limits.eps) & (square <= limits.max)
-    return square.where(held, math.nan)
+    held = square.clamp(limits.tiny / limits.eps, limits.max)
+    return square.where(square == held, math.nan)
 
 
-class _NormalizedViews(NamedTuple):
-    """Two normalised views and what both terms take from them; the names are the module's."""
+class _Statistics(NamedTuple):
+    """Of two views over the global batch, (2, 1, D) each: A = factor (z - near_mean) + offset."""
 
-    views: Tensor
-    """(2, N_p, D): A and B."""
+    near_mean: Tensor
     factor: Tensor
-    """(2, 1, D): f of either view."""
-    diagonal: Tensor
-    """(D,): C_ii."""
-    one_minus_diagonal: Tensor
-    """(D,): 1 - C_ii."""
+    """f."""
+    offset: Tensor
+    deviation: Tensor
+    """S."""
+    half_squared_distance: Tensor
+    """h (D,)."""
 
 
-def _normalize_views(z_a: Tensor, z_b: Tensor, options: TermsOptions) -> _NormalizedViews:
-    n, eps = sum(options.sizes), options.eps
+def _normalize_views(z_a: Tensor, z_b: Tensor, options: TermsOptions) -> tuple[Tensor, _Statistics]:
+    """A and B (2, N_p, D), and the statistics of z_a and z_b."""
     views = z_a.new_empty((2, *z_a.shape), dtype=compute_dtype(z_a, z_b))
-    shift, deviation = _centre_into(views, (z_a, z_b), options.sizes, options.group)
-    factor = representable(deviation + n * eps).rsqrt_()
-    shift.mul_(factor)
+    near_mean, shift, deviation = _centre_into(views, (z_a, z_b), options.sizes, options.group)
+    factor = representable(deviation + sum(options.sizes) * options.eps).rsqrt_()
+    offset = shift.mul_(factor)
 
     def squared_distances() -> Iterator[Tensor]:
         # From the last block to the first: `_centre_into` wrote the last ones last, so that they are
         # in the CPU's cache still.
         for (block,) in reversed(_row_blocks(views)):
-            torch.addcmul(shift, block, factor, out=block)
+            torch.addcmul(offset, block, factor, out=block)
             a, b = block.unbind()
             # One pass over memory, which (a - b).square() would make two.
             yield mse_loss(a, b, reduction="none").sum(0)
 
     half_squared_distance = all_reduce_sum_(_sum(squared_distances()), options.group).div_(2)
-    # The factor twice, not its square, which may vanish where neither it nor the result does.
-    squared_length = deviation.mul_(factor).mul_(factor)
-    diagonal = squared_length.mean((0, 1)).sub_(half_squared_distance)
-    one_minus_diagonal = half_squared_distance.add_(factor.square().mean((0, 1)), alpha=n * eps)
-    return _NormalizedViews(views, factor, diagonal, one_minus_diagonal)
+    return views, _Statistics(near_mean, factor, offset, deviation, half_squared_distance)
+
+
+def _normalized_again(
+    z_a: Tensor, z_b: Tensor, near_mean: Tensor, factor: Tensor, offset: Tensor
+) -> Tensor:
+    """The views of `_normalize_views`, to the bit, from what it found."""
+    views = factor.new_empty((2, *z_a.shape))
+    for view, z, near in zip(views.unbind(), (z_a, z_b), near_mean.unbind()):
+        torch.sub(z, near, out=view)
+    return torch.addcmul(offset, views, factor, out=views)
+
+
+def _one_minus_diagonal(statistics: _Statistics, options: TermsOptions) -> Tensor:
+    """1 - C_ii (D,)."""
+    half_n_eps = sum(options.sizes) * options.eps / 2
+    squares = statistics.factor.square().sum((0, 1))
+    return torch.add(statistics.half_squared_distance, squares, alpha=half_n_eps)
 
 
 def _centre_into(
     x: Tensor, views: Sequence[Tensor], sizes: Sequence[int], group: ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Writes V views (N_p, D), each dimension less a number near its mean, to x (V, N_p, D).
 
     Returns:
-        (V, 1, D) each: what to add to x for a mean of 0 over the global batch, and the sums of its
-        squared deviations from the mean.
+        (V, 1, D) each: that number, what to add to x for a mean of 0 over the global batch, and the
+        sums of its squared deviations from the mean.
     """
     n = sum(sizes)
     # However far z is from 0, and whatever the order of its rows, the mean of one row in eight is
@@ -280,60 +317,75 @@ def _centre_into(
     # small enough that the difference of squares below loses one digit at most.
     sums = torch.stack([z[::_ROWS_PER_SAMPLE].sum(0, keepdim=True, dtype=x.dtype) for z in views])
     sampled = sum(-(-size // _ROWS_PER_SAMPLE) for size in sizes)
-    near_mean = all_reduce_sum_(sums, group).div_(sampled).unbind()
+    near_mean = all_reduce_sum_(sums, group).div_(sampled)
 
     def moments() -> Iterator[Tensor]:
         for block, *parts in _row_blocks(x, *views):
-            for view, z, near in zip(block.unbind(), parts, near_mean):
+            for view, z, near in zip(block.unbind(), parts, near_mean.unbind()):
                 torch.sub(z, near, out=view)
             yield torch.stack((block.sum(1, keepdim=True), block.square().sum(1, keepdim=True)))
 
     sums, squares = all_reduce_sum_(_sum(moments()), group).unbind()
     shift = sums / -n
-    return shift, squares.addcmul_(sums, shift)
+    return near_mean, shift, squares.addcmul_(sums, shift)
 
 
-def _gather_views(views: Tensor, options: TermsOptions) -> tuple[Tensor, slice]:
-    """Both views' rows on all processes (2, N, D), and which of them are this process's."""
+def _own_rows(options: TermsOptions) -> slice:
+    """Which rows of the global batch are this process's."""
+    of_this = rank(options.group) if len(options.sizes) > 1 else 0
+    first = sum(options.sizes[:of_this])
+    return slice(first, first + options.sizes[of_this])
+
+
+def _gather_views(views: Tensor, own: slice, options: TermsOptions) -> Tensor:
+    """Both views' rows on all processes (2, N, D)."""
     sizes, group, dtype = options.sizes, options.group, options.gather_dtype
     if len(sizes) == 1:
-        return views, slice(0, sizes[0])
-    first = sum(sizes[: rank(group)])
-    own = slice(first, first + views.shape[1])
+        return views
     gathered = views.new_empty(2, sum(sizes), views.shape[2])
     for view, out in zip(views, gathered):
         out.copy_(all_gather_rows(view if dtype is None else view.to(dtype), sizes, group))
     if dtype is not None:
         gathered[:, own] = views
-    return gathered, own
+    return gathered
 
 
-def _gram_matrices(x: Tensor, own: slice) -> Tensor:
-    """The rows `own` of A A^T and B B^T, (2, N_p, N), for x = (A, B), (2, N, D)."""
-    n = x.shape[1]
+def _add_gram_matrices_(grams: Tensor, x: Tensor, own: slice) -> None:
+    """Adds the rows `own` of A A^T and B B^T to (2, N_p, N), for x = (A, B), (2, N, D).
+
+    Where they are all rows, the matrices are symmetric: those left of the diagonal's blocks are left
+    to `_mirror_`.
+    """
     columns = x.mT
-    if own != slice(0, n):
-        return x[:, own] @ columns
-    grams = x.new_empty(2, n, n)
-    step = gram_block_rows(n)
-    for i in range(0, n, step):
-        # Symmetric: compute from the diagonal on, then mirror.
-        rows, rest = slice(i, i + step), slice(i + step, n)
-        torch.bmm(x[:, rows], columns[..., i:], out=grams[:, rows, i:])
-        if i + step < n:
+    if own != slice(0, x.shape[1]):
+        grams.baddbmm_(x[:, own], columns)
+        return
+    step = gram_block_rows(x.shape[1])
+    for i in range(0, x.shape[1], step):
+        rows = slice(i, i + step)
+        grams[:, rows, i:].baddbmm_(x[:, rows], columns[..., i:])
+
+
+def _mirror_(grams: Tensor, own: slice) -> None:
+    """Completes what `_add_gram_matrices_` left."""
+    n = grams.shape[2]
+    if own == slice(0, n):
+        step = gram_block_rows(n)
+        for i in range(step, n, step):
+            rows, rest = slice(i - step, i), slice(i, n)
             grams[:, rest, rows] = grams[:, rows, rest].mT
-    return grams
 
 
 def _weighted_product_into(
     out: Tensor, x: Tensor, matrix: Tensor, weight: Tensor, diagonal: Tensor
 ) -> None:
     """out = x (matrix diag(weight) - diag(diagonal)), by columns: no second D x D matrix."""
-    for begin in range(0, len(matrix), _PRODUCT_COLUMNS):
-        cols = slice(begin, begin + _PRODUCT_COLUMNS)
-        weighted = matrix[:, cols] * weight[:, cols]
-        weighted.diagonal(-begin).sub_(diagonal[0, cols])
-        torch.mm(x, weighted, out=out[:, cols])
+    begin = 0
+    for block, *of_columns, out_block in _split(_PRODUCT_COLUMNS, matrix, weight, diagonal, out):
+        weighted = block * of_columns[0]
+        weighted.diagonal(-begin).sub_(of_columns[1][0])
+        torch.mm(x, weighted, out=out_block)
+        begin += block.shape[1]
 
 
 def _sums_of_squares(x: Tensor) -> Tensor:
@@ -359,11 +411,29 @@ def _sum_of_products(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([torch.dot(*block) for block in blocks]).sum(dtype=torch.float64)
 
 
+def _column_blocks(options: TermsOptions, *matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The same columns (dimension -1) of all matrices at a time, as many as the CPU's caches hold."""
+    # One block on a device, as in `_row_blocks`, where processes would wait for each other's, and where
+    # the CPU's last cache holds all.
+    rows, columns = matrices[0].shape[-2:]
+    at_once = len(options.sizes) > 1 or rows * columns <= 16 * CACHED_ELEMENTS
+    if at_once or matrices[0].device.type != "cpu":
+        return [matrices]
+    return _split(max(_GRAM_COLUMNS, CACHED_ELEMENTS // rows), *matrices)
+
+
+def _split(columns: int, *matrices: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """So many columns of all matrices at a time."""
+    if matrices[0].shape[-1] <= columns:
+        return [matrices]
+    return zip(*(x.split(columns, -1) for x in matrices))
+
+
 def _row_blocks(x: Tensor, *others: Tensor) -> Sequence[tuple[Tensor, ...]]:
     """The same rows (dimension -2) of all matrices at a time, as many as the CPU's cache holds."""
     # One block on a device, whose cache is larger, and where launching kernels costs more than memory
-    # traffic; one, too, where the CPU would need two, which cost more than they save.
-    if x.device.type != "cpu" or x.numel() <= 2 * CACHED_ELEMENTS:
+    # traffic; one, too, where the CPU would need up to four, which cost more than they save.
+    if x.device.type != "cpu" or x.numel() <= 4 * CACHED_ELEMENTS:
         return [(x, *others)]
     rows = rows_in_cache(x, -2)
     return list(zip(*(y.split(rows, -2) for y in (x, *others))))
