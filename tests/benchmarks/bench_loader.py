@@ -52,6 +52,7 @@ def vissl_loader(folder: Path, batch_size: int, config: str, *overrides: str) ->
         [
             f"config={config}",
             f"config.DATA.TRAIN.DATA_PATHS=[{folder}]",
+            f"config.DATA.TRAIN.LABEL_PATHS=[{folder}]",  # VISSL asks for them, and reads none
             f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={batch_size}",
             "config.DISTRIBUTED.NUM_NODES=1",
             "config.DISTRIBUTED.NUM_PROC_PER_NODE=1",
