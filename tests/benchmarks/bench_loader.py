@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from bench_common import arguments, markdown_table, median, write_results
-from bench_views import AUTHORS, authors_views, open_with_pil, write_jpegs
+from bench_views import AUTHORS, SIZES, authors_views, open_with_pil, write_jpegs
 from torch.utils.data import DataLoader, Dataset
 
 matplotlib.use("Agg")
@@ -52,6 +52,7 @@ def vissl_loader(folder: Path, batch_size: int, config: str, *overrides: str) ->
         [
             f"config={config}",
             f"config.DATA.TRAIN.DATA_PATHS=[{folder}]",
+            f"config.DATA.TRAIN.LABEL_PATHS=[{folder}]",  # VISSL asks for them, and reads none
             f"config.DATA.TRAIN.BATCHSIZE_PER_REPLICA={batch_size}",
             "config.DISTRIBUTED.NUM_NODES=1",
             "config.DISTRIBUTED.NUM_PROC_PER_NODE=1",
@@ -117,14 +118,15 @@ def rates(loader: Iterable, batch_size: int, batches: int) -> tuple[float, float
     return per_core, per_second
 
 
-def main() -> None:
-    args = arguments(__doc__.splitlines()[0])
-    batch_size, batches, rounds = (16, 4, 1) if args.quick else (64, 4, 5)
+def measure(
+    size: tuple[int, int], batch_size: int, batches: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """`per_core_second` and `per_second`, the rates of each loader over images of (width, height)."""
     found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name, "images")
         folder.mkdir()
-        images = write_jpegs(folder, batch_size)
+        images = write_jpegs(folder, batch_size, size)
         for i in range(1, batches + WARMUP + AHEAD):
             for image in images:
                 image.with_stem(f"{image.stem}_{i}").symlink_to(image)
@@ -132,30 +134,39 @@ def main() -> None:
         for _ in range(rounds):
             for label, loader in candidates.items():
                 found.setdefault(label, []).append(rates(loader(), batch_size, batches))
-    per_core, per_second = (
-        {label: median([pair[kind] for pair in pairs]) for label, pairs in found.items()}
-        for kind in (0, 1)
+    return {
+        unit: {label: median([pair[kind] for pair in pairs]) for label, pairs in found.items()}
+        for kind, unit in enumerate(("per_core_second", "per_second"))
+    }
+
+
+def main() -> None:
+    args = arguments(__doc__.splitlines()[0])
+    batch_size, batches, rounds = (16, 4, 1) if args.quick else (64, 4, 5)
+    results = {name: measure(size, batch_size, batches, rounds) for name, size in SIZES.items()}
+    figure, axes = plt.subplots(
+        len(results), figsize=(7, 2.4 * len(results)), layout="constrained", squeeze=False
     )
-    references = [reference for reference in TARGETS if reference in found]
-    rows = [
-        [label, rate, per_second[label], *(rate / per_core[reference] for reference in references)]
-        for label, rate in per_core.items()
-    ]
-    header = ["one loader worker", "images per core second", "images/s"]
+    rows = []
+    for (size, found), axis in zip(results.items(), axes[:, 0]):
+        per_core, per_second = found["per_core_second"], found["per_second"]
+        for label, rate in per_core.items():
+            times = (rate / per_core[ref] if ref in per_core else None for ref in TARGETS)
+            rows.append([size, label, rate, per_second[label], *times])
+        names = list(per_core)[::-1]
+        bars = axis.barh(names, [per_core[name] for name in names], color="#4878d0")
+        axis.bar_label(
+            bars, [f"{per_core[name] / per_core[AUTHORS]:.2f}x" for name in names], padding=3
+        )
+        axis.margins(x=0.12)
+        axis.set_xlabel(f"{size}: images per second of one core, in the data loader")
+    header = ["images", "one loader worker", "images per core second", "images/s"]
     write_results(
         args.out,
         "loader",
-        table=markdown_table([*header, *(f"times {name}" for name in references)], rows),
-        results={"per_core_second": per_core, "per_second": per_second, "targets": TARGETS},
+        table=markdown_table([*header, *(f"times {name}" for name in TARGETS)], rows),
+        results={"targets": TARGETS, **results},
     )
-    figure, axes = plt.subplots(figsize=(7, 2.4), layout="constrained")
-    names = list(per_core)[::-1]
-    bars = axes.barh(names, [per_core[name] for name in names], color="#4878d0")
-    axes.bar_label(
-        bars, [f"{per_core[name] / per_core[AUTHORS]:.2f}x" for name in names], padding=3
-    )
-    axes.margins(x=0.12)
-    axes.set_xlabel("images per second of one core, in the data loader")
     figure.savefig(args.out / "loader.png", dpi=120)
 
 

@@ -2,13 +2,14 @@
 
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from views_reference import CHINA, FLOWER, STAGE_ATOL, VIEW_ATOL, S, draws, reference, view_of
 
-from vissl_barlow.views import TwoViews, ViewParameters
+from vissl_barlow.views import TwoViews, ViewParameters, opencv
 
 STAGES = {
     "nothing": ViewParameters(),
@@ -56,6 +57,15 @@ def test_the_blur_is_more_than_rounding_away_at_the_border_alone(image, sigma):
     square = np.ascontiguousarray(image[:S, :S])
     difference = np.abs(view_of("fast", square, blur) - reference(square, blur))
     assert difference[6:-6, 6:-6].max() <= 2 < difference.max() <= 18
+
+
+@pytest.mark.parametrize("sigma", [0.1013, 0.4992, 1.0017, 1.3291, 1.998])
+def test_rounding_sigma_changes_a_blur_by_less_than_opencvs_rounding(sigma):
+    """Kernels are kept per 1/256 pixel of sigma, and OpenCV's weights are whole numbers of 1/256."""
+    kernel = opencv.gaussian_kernel(sigma)
+    exact = cv2.sepFilter2D(CHINA, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
+    difference = np.abs(opencv.blur(CHINA, sigma).astype(int) - exact)
+    assert difference.mean() < 0.05 and difference.max() <= 1
 
 
 def test_a_hue_is_up_to_two_levels_away_where_colours_are_saturated():

@@ -25,6 +25,8 @@ LUMINANCE = (19595 / 65536, 38470 / 65536, 7471 / 65536)
 TRUNCATE = -0.499
 # sepFilter2D holds 8-bit kernels in 1/256: a smaller weight is 0 there.
 SMALLEST_TAP = 1 / 512
+# Of a blur's sigma, per pixel: rounding to them moves a weight by no more than OpenCV's own rounding.
+SIGMA_STEPS = 256
 
 
 def one_thread_per_process() -> None:
@@ -116,12 +118,17 @@ def shift_hue(view: np.ndarray, turns: float) -> np.ndarray:
     red, green or blue: on pure red or green the mean difference is up to 2 levels.
     """
     hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
-    # OpenCV rounds the hue to 256 levels, Pillow truncates it to 255: one level apart on average.
-    shift = np.array([(int(turns * 255) - 1) % 256, 0, 0], np.uint8)
     # By whole rows, which numpy adds to several times as fast as to every third byte.
     rows = hsv.reshape(len(hsv), -1)
-    rows += np.tile(shift, hsv.shape[1])
+    # OpenCV rounds the hue to 256 levels, Pillow truncates it to 255: one level apart on average.
+    rows += _hues_of_a_row(hsv.shape[1]) * np.uint8((int(turns * 255) - 1) % 256)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+@lru_cache(maxsize=16)
+def _hues_of_a_row(width: int) -> np.ndarray:
+    """1 where an HSV row has a hue, 0 elsewhere: uint8 (3 * width,)."""
+    return np.tile(np.array([1, 0, 0], np.uint8), width)
 
 
 def blur(view: np.ndarray, sigma: float) -> np.ndarray:
@@ -131,7 +138,7 @@ def blur(view: np.ndarray, sigma: float) -> np.ndarray:
     convolution. The six outermost pixels differ by up to 18 levels on photographs, by 41 where a white
     line lies along a black image's border.
     """
-    kernel = gaussian_kernel(sigma)
+    kernel = gaussian_kernel(round(sigma * SIGMA_STEPS) / SIGMA_STEPS)
     return cv2.sepFilter2D(view, -1, kernel, kernel, borderType=cv2.BORDER_REPLICATE)
 
 
@@ -142,6 +149,7 @@ def _solarized_levels(threshold: int) -> np.ndarray:
     return np.where(levels < threshold, levels, 255 - levels)
 
 
+@lru_cache(maxsize=1024)
 def gaussian_kernel(sigma: float) -> np.ndarray:
     """Pillow's Gaussian in one dimension: three box filters with fractional ends, convolved.
 
