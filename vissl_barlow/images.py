@@ -39,9 +39,9 @@ def decode_image(data: bytes) -> np.ndarray:
     """Decodes one image file.
 
     What `PIL.Image.open(...).convert("RGB")` gives (VISSL's and torchvision's loader), within a
-    grey level: alpha is dropped, the first frame of several is taken, the EXIF
-    orientation is ignored. One departure: 16-bit greyscale is scaled to 8 bits, where Pillow clips
-    everything above 255 to white.
+    grey level: the first frame of several is taken, the EXIF orientation is ignored. Two departures:
+    what is transparent stands on white (`rgb_on_white`), and 16-bit greyscale is scaled to 8 bits,
+    where Pillow clips everything above 255 to white.
 
     Args:
         data: the bytes of the file.
@@ -81,7 +81,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_cost(data, *image.size)
-            return _to_rgb(image)
+            return _rgb_array(image)
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
@@ -130,20 +130,31 @@ def _jpeg_scans(data: bytes, most: int) -> int:
     return scans
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _rgb_array(image: Image.Image) -> np.ndarray:
     # Pillow before 11 calls a 16-bit PNG "I".
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         grey = np.asarray(image)
-        return np.repeat(np.round(grey / 257).astype(np.uint8)[..., None], 3, axis=2)
+        levels = np.round(grey / 257).astype(np.uint8)
+        levels[grey == image.info.get("transparency", -1)] = 255
+        return np.repeat(levels[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise UnreadableImage(
             f"32-bit pixels (mode {image.mode}) have no range to scale to 8 bits: "
             "convert the file to 8 or 16 bits"
         )
-    if image.mode == "P":
-        # By way of RGBA: straight to RGB, Pillow warns of every palette with transparency.
-        image = image.convert("RGBA")
-    return np.array(image.convert("RGB"))
+    return np.array(rgb_on_white(image))
+
+
+def rgb_on_white(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode in RGB: on white, where it is transparent.
+
+    Pillow's own conversion drops alpha, and shows what a program has left below it.
+    """
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

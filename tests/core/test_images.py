@@ -40,9 +40,9 @@ FILES = {
     "jpeg stray bytes": encode(PHOTO, "JPEG") + b"stray",
     "png": encode(PHOTO, "PNG"),
     "png palette": encode(PHOTO.convert("P"), "PNG"),
-    "png transparent palette": encode(PHOTO.convert("P"), "PNG", transparency=bytes(range(256))),
     "png grey": encode(PHOTO.convert("L"), "PNG"),
-    "png grey alpha": encode(PHOTO.convert("LA"), "PNG"),
+    "png opaque alpha": encode(PHOTO.convert("RGBA"), "PNG"),
+    "png grey opaque alpha": encode(PHOTO.convert("LA"), "PNG"),
     "png one bit": encode(PHOTO.convert("1"), "PNG"),
     "webp": encode(PHOTO, "WEBP"),
     "gif": encode(PHOTO, "GIF"),
@@ -63,6 +63,46 @@ def test_pixels_are_pillows(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         np.testing.assert_array_equal(image, pillow(FILES[name]))
+
+
+# From nothing to all, from left to right.
+ALPHA = Image.fromarray(np.linspace(0, 255, 203).round().astype(np.uint8)[None].repeat(151, 0))
+
+
+def with_alpha(mode):
+    image = PHOTO.convert(mode.removesuffix("A"))
+    image.putalpha(ALPHA)
+    return image
+
+
+PALETTE = PHOTO.convert("P")
+TRANSPARENT = {
+    "png": encode(with_alpha("RGBA"), "PNG"),
+    "png grey": encode(with_alpha("LA"), "PNG"),
+    "png palette": encode(PALETTE, "PNG", transparency=bytes(range(256))),
+    "png one colour": encode(PHOTO, "PNG", transparency=PHOTO.getpixel((0, 0))),
+    "png one grey": encode(PHOTO.convert("L"), "PNG", transparency=200),
+    "gif": encode(PALETTE, "GIF", transparency=PALETTE.getpixel((0, 0))),
+    "tiff": encode(with_alpha("RGBA"), "TIFF"),
+    "webp": encode(with_alpha("RGBA"), "WEBP", lossless=True, exact=True),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_what_is_transparent_stands_on_white(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = decode_image(TRANSPARENT[name])
+    rgba = np.asarray(Image.open(io.BytesIO(TRANSPARENT[name])).convert("RGBA")).astype(float)
+    share = rgba[..., 3:] / 255
+    assert share.min() == 0
+    np.testing.assert_allclose(image, share * rgba[..., :3] + (1 - share) * 255, atol=0.51)
+
+
+def test_a_transparent_level_of_sixteen_bits_is_white():
+    levels = Image.fromarray(np.array([[0, 257, 32768]], dtype=np.uint16))
+    image = decode_image(encode(levels, "PNG", transparency=257))
+    assert image[0].tolist() == [[grey] * 3 for grey in (0, 255, 128)]
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("jpeg")])

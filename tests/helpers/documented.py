@@ -32,6 +32,12 @@ def documented(markdown: str) -> list[str]:
     return items
 
 
+def program(page: Path, item: str) -> str:
+    """The block of a page that `documented` gives as `item`, as it is written."""
+    (block,) = (each for each in _FENCED.findall(page.read_text()) if _items(each) == [item])
+    return block
+
+
 def _items(block: str) -> list[str]:
     whole = re.sub(r"\\\n", " ", block)
     lines = [" ".join(re.sub(r"(^|\s)#\s.*", "", line).split()) for line in whole.splitlines()]

@@ -19,6 +19,7 @@ from detection_datasets import draw_voc
 from detection_runs import TWO_STEPS
 from digits_on_disk import ATTRIBUTES, OVERLAY
 from documented import PAGES, ROOT, documented, lay_out_data
+from documented_emoji import EMOJI
 from documented_runs import (
     Place,
     converts,
@@ -378,6 +379,7 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     f"{REPRODUCE} own --checkpoint resnet50.pth --images /data/images": runs(
         *("--only", "knn"), leaves=("report/own.md",), then=own_images
     ),
+    **EMOJI,
     # docs/report.md
     f"{REPRODUCE} report RUNS_DIR": report,
     f"{REPRODUCE} report RUNS_DIR --out report": report,

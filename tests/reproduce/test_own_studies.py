@@ -5,15 +5,16 @@ import shlex
 import cv2
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from pretend_runs import pretraining, probed
 
 from vissl_barlow.reproduce import report_tables
 from vissl_barlow.reproduce.__main__ import main
 from vissl_barlow.reproduce.batch import global_batch
 from vissl_barlow.reproduce.departures import model_departures
-from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP
+from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.runs import find_runs
-from vissl_barlow.reproduce.studies import load_study
+from vissl_barlow.reproduce.studies import BASE, load_study, study_names
 from vissl_barlow.reproduce.studies import pretraining as overrides_of
 from vissl_barlow.reproduce.transfer import OWN
 
@@ -65,6 +66,29 @@ def test_own_images_have_colours():
     assert names == [
         experiment.name for experiment in load_study("figure3", "imagenet").experiments
     ]
+
+
+def test_own_images_have_every_key_that_a_study_sets_on_the_baseline():
+    own = compose_config(f"{PRETRAIN_GROUP}/own_images")
+    keys = {
+        word.partition("=")[0].removeprefix("config.")
+        for name in study_names()
+        for experiment in load_study(name, OWN).experiments
+        if experiment.config == BASE
+        for word in experiment.overrides
+    }
+    assert "DATA.TRAIN.TRANSFORMS.0.grayscale_p" in keys
+    assert [key for key in keys if OmegaConf.select(own, key) is None] == []
+
+
+def test_the_augmentations_of_own_images_are_the_papers_but_for_what_follows_from_the_images():
+    own, paper = (
+        compose_config(f"{PRETRAIN_GROUP}/{name}").DATA.TRAIN.TRANSFORMS[0]
+        for name in ("own_images", BASE)
+    )
+    chosen = {key for key in own if own[key] == "auto"}
+    assert chosen == {"size", "crop_scale", "blur_sigma"}
+    assert [key for key in own if key not in chosen and own[key] != paper[key]] == []
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,14 @@ def test_arrays_and_pil_images_of_any_mode_agree(backend, mode):
 
 
 @pytest.mark.parametrize("backend", ["fast", "pil"])
+def test_views_of_what_is_transparent_are_white(backend):
+    image = Image.fromarray(CHINA)
+    image.putalpha(0)
+    two_views = TwoViews(S, backend=backend, normalize_on_device=True)
+    assert (two_views.apply(image, ViewParameters()) == 255).all()
+
+
+@pytest.mark.parametrize("backend", ["fast", "pil"])
 def test_the_image_is_left_alone(backend):
     image = CHINA.copy()
     image.flags.writeable = False

@@ -72,6 +72,27 @@ def test_a_runs_own_config_is_drawn(tmp_path, monkeypatch):
     assert views[0][0].shape == (8, 8, 3)
 
 
+def test_images_that_own_images_hold_out_are_not_drawn(folder, monkeypatch, capsys):
+    rng = np.random.default_rng(1)
+    for name in ("train/a/1.png", "train/b/2.png", "val/a/1.png", "val/b/2.png"):
+        (folder / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8))
+        image.save(folder / "own" / name)
+    given = {"size": 32, "crop_scale": "[0.2,1.0]", "blur_sigma": "[0.1,1.0]"}
+    words = [f"config.DATA.TRAIN.TRANSFORMS.0.{key}={value}" for key, value in given.items()]
+    arguments = ("--config", "pretrain/vissl_barlow/own_images", *words, "--out", folder / "v.png")
+    images, views, _, _ = drawn(monkeypatch, folder / "own", *arguments)
+    assert "views of 2 of 2 images" in capsys.readouterr().out
+    two_views = TwoViews(32, crop_scale=(0.2, 1), blur_sigma=(0.1, 1), normalize_on_device=True)
+    trained_on = [np.asarray(Image.open(folder / "own/train" / n)) for n in ("a/1.png", "b/2.png")]
+    for image, pair in zip(images, views):
+        (index,) = (i for i, each in enumerate(trained_on) if np.array_equal(each, image))
+        expected = two_views(image, random.Random(view_seed(0, 0, index)))
+        np.testing.assert_array_equal(pair[0], expected[0].permute(1, 2, 0))
+    assert command.main([str(folder / "owm"), *map(str, arguments)]) == 1
+    assert f"try {folder / 'own'}" in capsys.readouterr().err
+
+
 def test_all_that_is_wrong_is_said_at_once(folder, capsys):
     wrong = [
         str(folder / "gone"),

@@ -24,12 +24,13 @@ from vissl_barlow.digits import digits
 from vissl_barlow.figures import draw_views
 from vissl_barlow.images import UnreadableImage, list_images, read_image
 from vissl_barlow.overrides import compose_config
+from vissl_barlow.own_images import FolderRefused, read_folder
 from vissl_barlow.paths import config_folder
 from vissl_barlow.views.parameters import view_seed
 from vissl_barlow.views.two_views import TwoViews
 
 PAPERS = "pretrain/vissl_barlow/resnet50_in1k_1000ep"
-DIGITS = "barlow_digits"
+DIGITS, OWN_FOLDER = "barlow_digits", "barlow_own_folder"
 _OVERRIDE = re.compile(r"[+~]*config[./][^=]*=")
 
 
@@ -73,8 +74,8 @@ def _draw(options: argparse.Namespace) -> str:
 
     config = attempt(_config, options.config, overrides)
     two_views: Any = attempt(_two_views, config, options.config) if config else None
-    on_digits = config is not None and config["DATA"]["TRAIN"].get("DATA_SOURCES") == [DIGITS]
-    source = attempt(_source, folders, on_digits)
+    kind = config["DATA"]["TRAIN"].get("DATA_SOURCES") if config else None
+    source = attempt(_source, folders, kind)
     if options.images < 1:
         problems.append(f"--images {options.images}: give 1 or more")
     if not options.out.absolute().parent.is_dir():
@@ -150,14 +151,22 @@ def _two_views(config: dict[str, Any], name: str) -> TwoViews:
         raise ValueError(f"config.DATA.TRAIN.TRANSFORMS.0: {error}") from None
 
 
-def _source(folders: Sequence[str], on_digits: bool) -> tuple[int, Callable[[int], np.ndarray]]:
-    """How many images there are, and what reads one; as the plugin's data sources have them."""
-    if not folders and on_digits:
+def _source(folders: Sequence[str], kind: Any) -> tuple[int, Callable[[int], np.ndarray]]:
+    """How many images there are to train on, and what reads one; as the data sources of the config,
+    `kind`, have them."""
+    if not folders and kind == [DIGITS]:
         images, _ = digits("train")
         return len(images), images.__getitem__
     if len(folders) != 1:
         raise ValueError(f"name one folder of images, not {' '.join(folders) or 'none'}")
-    names = list_images(folders[0])
+    if kind == [OWN_FOLDER]:
+        try:
+            names = read_folder(folders[0]).train
+        except FolderRefused as error:
+            instead = f"; try {error.instead}" if error.instead else ""
+            raise ValueError(f"{folders[0]}: {error}{instead}") from None
+    else:
+        names = list_images(folders[0])
     if not names:
         raise ValueError(f"no images in {folders[0]}")
     return len(names), lambda index: read_image(Path(folders[0], names[index]))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vissl_barlow.images import rgb_on_white
 from vissl_barlow.views.arguments import rgb_array
 from vissl_barlow.views.parameters import ViewParameters
 
@@ -36,14 +37,15 @@ def one_thread_per_process() -> None:
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
-    """The image as `apply` takes it, from a PIL image of any mode or a uint8 array (H, W, 3).
+    """The image as `apply` takes it, from a PIL image of any mode or a uint8 array (H, W, 3); what is
+    transparent stands on white.
 
     Raises:
         ValueError: an array of another shape or type.
     """
     if isinstance(image, np.ndarray):
         return rgb_array(image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return np.asarray(rgb_on_white(image))
 
 
 def apply(

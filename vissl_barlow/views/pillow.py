@@ -8,6 +8,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
+from vissl_barlow.images import rgb_on_white
 from vissl_barlow.views.arguments import rgb_array
 from vissl_barlow.views.parameters import ViewParameters
 
@@ -20,14 +21,15 @@ _JITTER = {
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
-    """The image as `apply` takes it, from a PIL image of any mode or a uint8 array (H, W, 3).
+    """The image as `apply` takes it, from a PIL image of any mode or a uint8 array (H, W, 3); what is
+    transparent stands on white.
 
     Raises:
         ValueError: an array of another shape or type.
     """
     if isinstance(image, np.ndarray):
         return Image.fromarray(rgb_array(image))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return rgb_on_white(image)
 
 
 def apply(

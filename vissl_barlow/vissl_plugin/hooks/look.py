@@ -12,6 +12,7 @@ import torch
 from classy_vision.generic.distributed_util import is_primary
 
 from vissl_barlow.figures import draw_representations
+from vissl_barlow.images import rgb_on_white
 from vissl_barlow.look import flat_map, nearest
 from vissl_barlow.patient_files import replace
 from vissl_barlow.run_files import MAP_FILE
@@ -85,7 +86,7 @@ def _chosen(task, count: int) -> Iterator[tuple[int, np.ndarray]]:
         item = dataset[index]
         if item["data_valid"][0] == 1:
             image = item["data"][0]
-            rgb = image if isinstance(image, np.ndarray) else image.convert("RGB")
+            rgb = image if isinstance(image, np.ndarray) else rgb_on_white(image)
             yield index, np.asarray(rgb)
 
 
