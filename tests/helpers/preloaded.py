@@ -109,6 +109,7 @@ def _become(request: dict) -> None:
     for number, path in enumerate(request["files"], 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     fork_ranks()
+    sys.orig_argv = [sys.executable, *request["arguments"]]
     first, *rest = request["arguments"]
     if first == "-m":
         module, *arguments = rest
