@@ -254,7 +254,7 @@ def test_a_resumed_trunk_is_not_taken_for_the_untrained_one(iteration, tmp_path,
     labelled = [(torch.eye(20), torch.arange(20) % 2)]
     monkeypatch.setattr(BarlowProbe, "_labelled_images", lambda *_: labelled)
     monkeypatch.setattr(BarlowProbe, "_correlation", lambda *_: np.eye(2))
-    monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda *_: 0.9)
+    monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda *_: [0.9])
     resumed = {} if iteration else None
     task = SimpleNamespace(
         checkpoint_folder=tmp_path, config=None, iteration=iteration, checkpoint=resumed

@@ -98,9 +98,11 @@ def test_features_alone_are_held(config, monkeypatch):
         "vissl_barlow.vissl_plugin.hooks.probe.probe_accuracy",
         lambda kind, *arrays, **_: seen.append([array.shape for array in arrays]),
     )
-    probe._accuracy("knn", _pixels)
-    probe._accuracy("knn", lambda images: images.mean((2, 3)))
-    assert seen == [[(6, 3072), (6,)] * 2, [(6, 3), (6,)] * 2]
+    probe._accuracies(["knn"], _pixels)
+    # Of two probes too, each image is read and embedded once.
+    probe._accuracies(["knn", "linear"], lambda images: images.mean((2, 3)))
+    assert len(alive) == 2 * 2 * 3
+    assert seen == [[(6, 3072), (6,)] * 2, *[[(6, 3), (6,)] * 2] * 2]
 
 
 def test_another_probe_while_training_has_a_name_of_its_own(tmp_path, monkeypatch):
@@ -108,7 +110,7 @@ def test_another_probe_while_training_has_a_name_of_its_own(tmp_path, monkeypatc
 
     asked = []
     monkeypatch.setattr(
-        BarlowProbe, "_probe_trunk", lambda _, task, kind: asked.append(kind) or 0.5
+        BarlowProbe, "_probe_trunk", lambda _, task, *kinds: asked.extend(kinds) or [0.5]
     )
     hook = BarlowProbe("linear", 1, 5, "knn")
     hook.folder = tmp_path

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +62,16 @@ class BarlowProbe(BarlowHook):
                 earlier.replace(earlier.with_suffix(".replaced.json"))
         # A resumed run no longer has the untrained trunk: it finds the figures of its first start.
         if not self._results():
-            accuracies = {"pixels": self._accuracy(self.kind, _pixels)}
+            (of_pixels,) = self._accuracies([self.kind], _pixels)
+            accuracies = {"pixels": of_pixels}
             if task.iteration == 0:
                 # First: the other file says that both are there.
                 content = io.BytesIO()
                 np.save(content, self._correlation(task))
                 replace(self.folder / CORRELATION_FILE, content.getvalue())
-                for kind in {self.kind, self.while_training}:
-                    name = self._named("untrained trunk", kind)
-                    accuracies[name] = self._probe_trunk(task, kind)
+                kinds = list(dict.fromkeys((self.kind, self.while_training)))
+                names = [self._named("untrained trunk", kind) for kind in kinds]
+                accuracies.update(zip(names, self._probe_trunk(task, *kinds)))
             else:
                 logging.warning(
                     "resumed at step %d without %s: the untrained trunk is gone, and not probed",
@@ -86,21 +87,22 @@ class BarlowProbe(BarlowHook):
             return
         if self.every_epochs and epoch % self.every_epochs == 0:
             kind = self.while_training
-            accuracy = self._probe_trunk(task, kind)
+            (accuracy,) = self._probe_trunk(task, kind)
             logging.info("epoch %d: %s probe %.1f%%", epoch, kind, 100 * accuracy)
             self._write({self._named(f"epoch {epoch}", kind): accuracy})
 
     def on_end(self, task) -> None:
         if not is_primary():
             return
-        results = self._write({"pretrained trunk": self._probe_trunk(task, self.kind)})
+        (accuracy,) = self._probe_trunk(task, self.kind)
+        results = self._write({"pretrained trunk": accuracy})
         table = Table(title=f"{self.kind} probe on frozen features, test accuracy")
         table.add_column("features")
         table.add_column("accuracy", justify="right")
         names = ("untrained trunk", "pixels", "pretrained trunk")
         shown = {name: f"{100 * results[name]:.1f}" for name in names if name in results}
-        for name, accuracy in shown.items():
-            table.add_row(name, f"{accuracy} %")
+        for name, percent in shown.items():
+            table.add_row(name, f"{percent} %")
         with tolerate_failed_logs():
             console = Console()
             console.print(table)
@@ -118,7 +120,7 @@ class BarlowProbe(BarlowHook):
             self._correlation_before(),
             self._correlation(task),
             f"{self.kind} probe after {task.num_epochs} epochs: "
-            + ", ".join(f"{name} {accuracy}%" for name, accuracy in shown.items()),
+            + ", ".join(f"{name} {percent}%" for name, percent in shown.items()),
         )
         replace(self.folder / FIGURE_FILE, picture.getvalue())
 
@@ -146,18 +148,20 @@ class BarlowProbe(BarlowHook):
     def _named(self, features: str, kind: str) -> str:
         return features if kind == self.kind else f"{features}, {kind}"
 
-    def _probe_trunk(self, task, kind: str) -> float:
+    def _probe_trunk(self, task, *kinds: str) -> list[float]:
         with evaluating(task.base_model) as model:
-            return self._accuracy(kind, lambda images: model.trunk(images.to(task.device))[0])
+            return self._accuracies(kinds, lambda images: model.trunk(images.to(task.device))[0])
 
     @torch.no_grad()
-    def _accuracy(self, kind: str, embed: Callable[[torch.Tensor], torch.Tensor]) -> float:
-        """Of a probe on what `embed` makes, (N, D), of batches of images, (N, C, H, W)."""
+    def _accuracies(
+        self, kinds: Sequence[str], embed: Callable[[torch.Tensor], torch.Tensor]
+    ) -> list[float]:
+        """Of probes on what `embed` makes, (N, D), of batches of images, (N, C, H, W): made once."""
         arrays: list[np.ndarray] = []
         for batches in self.sets:
             features, labels = zip(*((embed(images).cpu(), labels) for images, labels in batches))
             arrays += [torch.cat(features).numpy(), torch.cat(labels).numpy()]
-        return probe_accuracy(kind, *arrays, neighbours=self.neighbours)
+        return [probe_accuracy(kind, *arrays, neighbours=self.neighbours) for kind in kinds]
 
     @torch.no_grad()
     def _correlation(self, task) -> np.ndarray:
