@@ -116,7 +116,8 @@ def test_features_are_of_each_image_once_and_in_order(
         assert merged["features"].shape[1] == (10 if heads else 256)
         if split == "test":  # the training images are cropped at random
             found = merged["features"].reshape(features.shape)
-            np.testing.assert_allclose(found, features, atol=1e-4)
+            # A sum's rounding is of the size of what is summed, whatever is left of it.
+            np.testing.assert_allclose(found, features, atol=1e-5 * np.abs(features).max())
 
 
 def merge_features(*arguments):
