@@ -1,7 +1,7 @@
 """What a checkpoint is, its run's numbers, and the three commands that come next, as text.
 
-A run's folder says what it was trained on. Of any other file the images are the reader's to name: they
-are in capitals then.
+A run's folder says what it was trained on. Of any other file, and where those images have no labels to
+evaluate by, the images are the reader's to name: they are in capitals then.
 """
 
 import json
@@ -16,6 +16,7 @@ import yaml
 
 from vissl_barlow.checkpoint.architecture import TrunkDepth
 from vissl_barlow.overrides import override
+from vissl_barlow.own_images.folder import WITHOUT_LABELS
 from vissl_barlow.paths import config_folder
 from vissl_barlow.provenance import read_provenance
 from vissl_barlow.regular_files import MAX_LIST_BYTES, read_regular
@@ -87,6 +88,8 @@ def _evaluation(
             *_of_another_trunk(trunk, *_IMAGENETS),
             *_of_another_machine(run),
         )
+    if str(images.get("found", "")).partition(":")[0].endswith(WITHOUT_LABELS):
+        return _own_evaluation(checkpoint, "FOLDER_OF_CLASSES", evaluations)
     return _own_evaluation(checkpoint, _root(images, "FOLDER"), evaluations)
 
 

@@ -88,6 +88,11 @@ def test_own_images_are_evaluated_as_such(tmp_path):
     words = commands(next_steps(checkpoint, RESNET50, 20))["evaluate"]
     assert words[:2] == ["vissl_barlow.reproduce", "own"]
     assert words[words.index("--images") + 1] == str(tmp_path)
+    # They cannot be, without labels: others are to be named.
+    images["found"] = "512 images without labels: val/ is left out"
+    checkpoint = pretraining(tmp_path / "unlabelled", images)
+    words = commands(next_steps(checkpoint, RESNET50, 20))["evaluate"]
+    assert words[words.index("--images") + 1] == "FOLDER_OF_CLASSES"
 
 
 def test_the_digits_trunk_fits_their_evaluation(tmp_path):

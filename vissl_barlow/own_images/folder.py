@@ -24,6 +24,8 @@ SAMPLED_SIZES = 256
 # The parts that may be tested on, the first before the others: a test/ often has no labels.
 _TEST_PARTS = tuple(part for part in PARTS if part != "train")
 _SHOWN_ENDINGS = 3
+# Ends what is said of a folder that has none, before any note.
+WITHOUT_LABELS = "without labels"
 
 
 class FolderRefused(ValueError):
@@ -76,7 +78,7 @@ class OwnFolder:
         """What was found, in one line."""
         images = len(self.train) + len(self.test)
         if not self.classes:
-            found = f"{images} images without labels"
+            found = f"{images} images {WITHOUT_LABELS}"
             return f"{found}: {self.note}" if self.note else found
         line = (
             f"{images} images in {len(self.classes)} classes; {len(self.test)} of them "
