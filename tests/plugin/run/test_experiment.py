@@ -242,3 +242,17 @@ def test_a_checkpoint_says_which_experiment_it_is_of(finished):
     assert experiment["LOSS.barlow_loss.lambda_"] == 0.005
     assert experiment["images in DATA.TRAIN"] == 1437
     assert not [key for key in experiment if key.startswith(("CHECKPOINT.", "DISTRIBUTED."))]
+
+
+def test_a_default_of_the_views_is_the_same_spelt_out_or_not():
+    """Else a run goes on no more when its config comes to name what it was trained with."""
+    from vissl_barlow.vissl_plugin.run.experiment import _differences
+
+    views = "DATA.TRAIN.TRANSFORMS.0"
+    bare = {f"{views}.name": "BarlowTwoViews"}
+    named = bare | {f"{views}.jitter_p": 0.8, f"{views}.blur_p.0": 1.0, f"{views}.blur_p.1": 0.1}
+    assert _differences(bare, named, False) == _differences(named, bare, False) == []
+    other = named | {f"{views}.jitter_p": 0.0}
+    assert _differences(bare, other, False) == [(f"{views}.jitter_p", 0.8, 0.0)]
+    resize = {f"{views}.name": "Resize"}
+    assert _differences(resize, resize | {f"{views}.size": 224}, False) != []

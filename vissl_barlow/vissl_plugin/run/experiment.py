@@ -8,7 +8,9 @@ about checkpoints from before they said it themselves.
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from vissl_barlow.atomic_files import file_state
 from vissl_barlow.experiment import IRRELEVANT_KEYS, keeps_statistics
 from vissl_barlow.patient_files import read_bytes, set_aside
 from vissl_barlow.provenance import file_sha256
+from vissl_barlow.views import TwoViews
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.run.checkpoint_folder import Inspection, final_checkpoints, inspect
 from vissl_barlow.vissl_plugin.run.images import classes_of
@@ -41,6 +44,7 @@ _OF_VISSL = (
 )
 # Keys younger than some checkpoints, and the value with which a run computes what it did without them.
 _LATER = {"LOSS.barlow_loss.gather_in_bfloat16": False, "BARLOW.PROBE.IMAGES": 50_000}
+_OF_TRANSFORM = re.compile(r"(DATA\.\w+\.TRANSFORMS\.\d+)\.(.+)")
 _DERIVED_OF_LOSS = {"name", "num_train_samples", "world_size", "local_queue_length"}
 
 
@@ -146,12 +150,25 @@ def _saved_experiment(saved: Inspection, folder: Path) -> dict[str, Any] | None:
 def _differences(there: Mapping, now: Mapping, extend: bool) -> list[tuple[str, Any, Any]]:
     """(key, value there, value now) of each that differs; "none" for a key that one side lacks."""
     keys = [key for key in {**now, **there} if key != PROCESSES]
-    found = [
-        (key, there.get(key, "none"), now.get(key, "none"))
-        for key in keys
-        if there.get(key, "none") != now.get(key, "none")
-    ]
+    values = ((key, _value(there, key), _value(now, key)) for key in keys)
+    found = [(key, theirs, own) for key, theirs, own in values if theirs != own]
     return [each for each in found if not _is_same(*each, extend, there, now)]
+
+
+def _value(settings: Mapping, key: str) -> Any:
+    """ "none" where it is not set; what views are drawn with where no config says so."""
+    if key not in settings and (of_views := _OF_TRANSFORM.fullmatch(key)):
+        transform, parameter = of_views.groups()
+        if settings.get(f"{transform}.name") == "BarlowTwoViews":
+            return _views_defaults().get(parameter, "none")
+    return settings.get(key, "none")
+
+
+@functools.cache
+def _views_defaults() -> dict[str, Any]:
+    parameters = signature(TwoViews).parameters.items()
+    defaults = {name: each.default for name, each in parameters if each.default is not each.empty}
+    return dict(_flat({k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}))
 
 
 def _is_same(key: str, theirs, own, extend: bool, there: Mapping, now: Mapping) -> bool:
