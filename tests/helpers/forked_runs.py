@@ -6,19 +6,15 @@ can be sent any signal. Its ranks are forked too, where VISSL would spawn them.
 Run as a script it is the server: requests and answers are lines of JSON.
 """
 
-import contextlib
 import json
 import multiprocessing.util
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from patience import LIMIT, Patience, wait_for, wait_until
-from preloaded import fork_ranks
+from patience import LIMIT, wait_until
+from preloaded import Server, fork_ranks, wait_for_fork
 
 CONFIG = "config=pretrain/vissl_barlow/digits_quickstart"
 # A network so small that a step takes milliseconds; 8 steps an epoch.
@@ -61,7 +57,7 @@ class Run:
 
     def wait(self) -> int:
         """The exit status, negative for a signal; the output is in `output` then."""
-        return self.server._ask({"wait": self.pid})["status"]
+        return self.server.ask({"wait": self.pid})["status"]
 
     @property
     def output(self) -> str:
@@ -93,28 +89,14 @@ def logged_steps(folder: Path) -> list[int]:
     return [json.loads(line)["iteration"] for line in lines]
 
 
-class RunServer:
+class RunServer(Server):
     """`with RunServer() as server: server.start(folder, *overrides).wait()`.
 
     A run that lasts for more than `limit` seconds of `patience` is killed.
     """
 
     def __init__(self, limit: float = LIMIT) -> None:
-        self.limit = limit
-
-    def __enter__(self) -> "RunServer":
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, str(self.limit)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.process.stdin.close()
-        wait_for(self.process)
+        super().__init__(__file__, str(limit))
 
     def start(self, folder: Path, *overrides: str, prepare: str = "", **environment: str) -> Run:
         """Starts a run with its checkpoints in `folder`; its output goes to output.txt there.
@@ -129,7 +111,7 @@ class RunServer:
             "prepare": prepare,
             "environment": environment,
         }
-        return Run(self, self._ask(request)["pid"], folder)
+        return Run(self, self.ask(request)["pid"], folder)
 
     def finish(self, folder: Path, *overrides: str, **options: str) -> Run:
         """A run that must succeed."""
@@ -137,11 +119,6 @@ class RunServer:
         status = run.wait()
         assert status == 0, run.output[-5000:]
         return run
-
-    def _ask(self, request: dict) -> dict:
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
 
 
 def _run(request: dict) -> None:
@@ -186,13 +163,7 @@ def _serve(limit: float) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            pid, patience = request["wait"], Patience(limit)
-            while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
-                if patience.is_over():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(pid, signal.SIGKILL)
-                time.sleep(0.005)
-            answer = {"status": os.waitstatus_to_exitcode(done[1])}
+            answer = {"status": wait_for_fork(request["wait"], limit)}
         else:
             pid = os.fork()
             if pid == 0:

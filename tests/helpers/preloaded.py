@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 from patience import LIMIT, Patience, wait_for
 
@@ -37,12 +38,17 @@ MODULES = (
 )
 
 
-class Preloaded:
-    """`with Preloaded() as python: python.run(["-m", "MODULE", ...], cwd=folder, env=environment)`."""
+class Server:
+    """A process of `script` that answers each line of JSON with one, as long as the block lasts."""
 
-    def __enter__(self) -> "Preloaded":
+    def __init__(self, script: str, *arguments: str) -> None:
+        self.command = [sys.executable, script, *arguments]
+
+    def __enter__(self) -> Self:
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            self.command,
+            # Read when numpy and torch are imported: the forked ones have as many threads.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -52,6 +58,18 @@ class Preloaded:
     def __exit__(self, *error) -> None:
         self.process.stdin.close()
         wait_for(self.process)
+
+    def ask(self, request: dict) -> Any:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+class Preloaded(Server):
+    """`with Preloaded() as python: python.run(["-m", "MODULE", ...], cwd=folder, env=environment)`."""
+
+    def __init__(self) -> None:
+        super().__init__(__file__)
 
     def run(
         self, arguments: Sequence[str], *, cwd: str | os.PathLike, env: dict[str, str]
@@ -65,10 +83,7 @@ class Preloaded:
                 "env": env,
                 "files": [str(path) for path in files],
             }
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            status = json.loads(self.process.stdout.readline())
-            assert status is not None, f"has no end: {arguments}"
+            status = self.ask(request)
             output = [path.read_text() for path in files]
             return subprocess.CompletedProcess(list(arguments), status, *output)
 
@@ -98,6 +113,18 @@ def fork_ranks() -> None:
         )
 
     torch.multiprocessing.spawn = forked
+
+
+def wait_for_fork(pid: int, limit: float) -> int:
+    """Its exit status, negative for a signal: its session is killed when `limit` seconds of `patience`
+    are over."""
+    patience = Patience(limit)
+    while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if patience.is_over():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(done[1])
 
 
 def _become(request: dict) -> None:
@@ -132,19 +159,7 @@ def _serve() -> None:
             answers.close()
             _become(request)
             return
-        patience = Patience(LIMIT)
-        killed = False
-        while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
-            if patience.is_over() and not killed:
-                killed = True
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-            time.sleep(0.005)
-        print(
-            json.dumps(None if killed else os.waitstatus_to_exitcode(done[1])),
-            file=answers,
-            flush=True,
-        )
+        print(json.dumps(wait_for_fork(pid, LIMIT)), file=answers, flush=True)
 
 
 if __name__ == "__main__":
