@@ -38,8 +38,11 @@ class FolderGone(Exception):
         )
 
 
-def replace(path: str | os.PathLike, content: str | bytes) -> None:
+def replace(path: str | os.PathLike, content: str | bytes) -> bool:
     """Makes `content` (text in UTF-8) all that `path` holds, as `atomic_file` does, when possible.
+
+    Returns:
+        Whether it is there, and need not wait.
 
     Raises:
         FolderGone: its folder has been removed.
@@ -48,6 +51,7 @@ def replace(path: str | os.PathLike, content: str | bytes) -> None:
     with _lock:
         _to_replace[path] = content.encode() if isinstance(content, str) else content
         _write_what_can_be(path)
+        return path not in _to_replace
 
 
 def append(path: str | os.PathLike, text: str) -> None:

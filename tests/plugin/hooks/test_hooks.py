@@ -174,7 +174,8 @@ def test_the_probe_is_taken_every_so_many_epochs(
 ):
     from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
 
-    monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda *_: [0.5])
+    monkeypatch.setattr(BarlowProbe, "_trunk_features", lambda *_: None)
+    monkeypatch.setattr(BarlowProbe, "_accuracy", lambda *_: 0.5)
     hook = BarlowProbe("linear", every, neighbours=5)
     hook.folder = tmp_path
     hook.on_phase_end(SimpleNamespace(train=train, train_phase_idx=epoch - 1, num_train_phases=6))
@@ -187,9 +188,8 @@ def test_the_probe_is_taken_every_so_many_epochs(
 def test_a_probe_on_a_full_disk_is_kept_and_written_when_it_can_be(kind, tmp_path, monkeypatch):
     from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
 
-    monkeypatch.setattr(
-        BarlowProbe, "_probe_trunk", lambda _, task, *kinds: [task.train_phase_idx / 10]
-    )
+    monkeypatch.setattr(BarlowProbe, "_trunk_features", lambda _, task: task.train_phase_idx)
+    monkeypatch.setattr(BarlowProbe, "_accuracy", lambda _, kind, features: features / 10)
     hook = BarlowProbe("linear", 1, neighbours=5)
     with small_disk(tmp_path / "disk", megabytes=1) as hook.folder:
         for epoch in (1, 2, 3):
@@ -205,7 +205,8 @@ def test_a_probe_on_a_full_disk_is_kept_and_written_when_it_can_be(kind, tmp_pat
 def test_a_damaged_probe_is_set_aside(content, tmp_path, monkeypatch):
     from vissl_barlow.vissl_plugin.hooks.probe import CORRELATION_FILE, BarlowProbe
 
-    monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda *_: [0.5])
+    monkeypatch.setattr(BarlowProbe, "_trunk_features", lambda *_: None)
+    monkeypatch.setattr(BarlowProbe, "_accuracy", lambda *_: 0.5)
     hook = BarlowProbe("linear", 1, neighbours=5)
     hook.folder = tmp_path
     (tmp_path / "barlow_probe.json").write_text(content)

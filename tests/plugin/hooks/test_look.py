@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 from vissl_runs import resolve
 
+from vissl_barlow import figures
 from vissl_barlow.digits import digits
 from vissl_barlow.views import normalize
 
@@ -41,8 +42,8 @@ def drawn(monkeypatch, tmp_path, images, *overrides):
         checkpoint_folder=tmp_path / "run",
     )
     calls = []
-    draw = look.draw_representations
-    monkeypatch.setattr(look, "draw_representations", lambda *a: (calls.append(a), draw(*a)))
+    draw = figures.draw_representations
+    monkeypatch.setattr(figures, "draw_representations", lambda *a: (calls.append(a), draw(*a)))
     look.BarlowLook(config.BARLOW.MAP_IMAGES).on_end(task)
     return (*calls[0][1:], model)
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,7 +15,6 @@ from forked_runs import RunServer
 from monitor_trace import SLEEP, TRACE_FILE
 from vissl_runs import succeeded, train
 
-import vissl_barlow
 from vissl_barlow.digits import digits
 
 N, R, D, STEPS, EPOCHS = 16, 64, 24, 4, 4
@@ -243,24 +241,3 @@ def test_a_collapse_is_said_once_in_plain_words(different, problem, rank, tmp_pa
     lines = (tmp_path / "run" / "barlow.jsonl").read_text().splitlines()
     entry = json.loads(lines[0], parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert entry["effective_rank_embedding"] == pytest.approx(rank, abs=1e-3)
-
-
-@pytest.mark.parametrize("iteration", [0, 5])
-def test_a_resumed_trunk_is_not_taken_for_the_untrained_one(iteration, tmp_path, monkeypatch):
-    """The probe's file of the first start may be gone, or that start had no probe."""
-    vissl_barlow.register()
-    from vissl_barlow.vissl_plugin.hooks.probe import BarlowProbe
-
-    labelled = [(torch.eye(20), torch.arange(20) % 2)]
-    monkeypatch.setattr(BarlowProbe, "_labelled_images", lambda *_: labelled)
-    monkeypatch.setattr(BarlowProbe, "_correlation", lambda *_: np.eye(2))
-    monkeypatch.setattr(BarlowProbe, "_probe_trunk", lambda *_: [0.9])
-    resumed = {} if iteration else None
-    task = SimpleNamespace(
-        checkpoint_folder=tmp_path, config=None, iteration=iteration, checkpoint=resumed
-    )
-    BarlowProbe("knn", 0, 5).on_start(task)
-    found = json.loads((tmp_path / "barlow_probe.json").read_text())
-    assert ("untrained trunk" in found) == (iteration == 0)
-    assert (tmp_path / "barlow_correlation_before.npy").exists() == (iteration == 0)
-    assert 0 <= found["pixels"] <= 1

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from classy_vision.generic.distributed_util import is_primary
 
-from vissl_barlow.figures import draw_representations
 from vissl_barlow.images import rgb_on_white
 from vissl_barlow.look import flat_map, nearest
 from vissl_barlow.patient_files import replace
@@ -49,6 +48,10 @@ class BarlowLook(BarlowHook):
         pixels = [_middle(two_views, image) for _, image in chosen]
         z = _representations(task, torch.stack(pixels), two_views)
         queries = range(min(QUERIES, len(chosen)))
+        from vissl_barlow.figures import (
+            draw_representations,  # matplotlib: not before the first step
+        )
+
         picture = io.BytesIO()
         draw_representations(
             picture,

@@ -5,7 +5,8 @@ import io
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +16,25 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn.functional import adaptive_avg_pool2d
 
+from vissl_barlow.atomic_files import atomic_file
 from vissl_barlow.patient_files import read_bytes, read_json, replace, set_aside
 from vissl_barlow.probe import probe_accuracy
 from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
 from vissl_barlow.views.normalize import normalize
+from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
 from vissl_barlow.vissl_plugin.hooks.labelled_images import LabelledImages
 from vissl_barlow.vissl_plugin.hooks.logs import tolerate_failed_logs
 
 CORRELATION_FILE = "barlow_correlation_before.npy"
+# The untrained trunk's, until a probe is fitted to them.
+UNTRAINED_FILE = "barlow_untrained_features.npz"
 # Of larger images, what "pixels" are: 3072 numbers an image, where one of 224 pixels has 150,528.
 PIXELS = 32
 _PAIRS_AT_ONCE = 256
+
+# Of the training images, (N, D), and their labels, (N,); then those of the images tested on.
+Features = tuple[np.ndarray, ...]
 
 
 class BarlowProbe(BarlowHook):
@@ -34,10 +42,12 @@ class BarlowProbe(BarlowHook):
 
     Config: `config.BARLOW.PROBE`. The labelled images are DATA.TRAIN's and DATA.TEST's, both under
     DATA.TEST's transforms; only the primary process probes. Images are in memory a batch at a time, and
-    features alone all at once.
+    features alone all at once. Before the first step there is but a passage of the untrained trunk:
+    its features are kept in a file, and the classifiers, most of the work, are fitted to them and to
+    the pixels when the first epoch ends.
 
     Args:
-        kind: the probe before the first step and after the last, "linear" or "knn".
+        kind: the probe of the untrained trunk and of the trained one, "linear" or "knn".
         every_epochs: how often there is one in between; 0: never.
         neighbours: how many vote in "knn".
         while_training: the probe in between, or "same".
@@ -49,6 +59,7 @@ class BarlowProbe(BarlowHook):
         super().__init__()
         self.kind, self.every_epochs, self.neighbours = kind, every_epochs, neighbours
         self.while_training = kind if while_training == "same" else while_training
+        self.baselines_due = False
 
     def on_start(self, task) -> None:
         if not is_primary():
@@ -56,45 +67,42 @@ class BarlowProbe(BarlowHook):
         self.folder = Path(task.checkpoint_folder)
         self.sets = [self._labelled_images(task.config, split) for split in ("TRAIN", "TEST")]
         if task.checkpoint is None:
-            # The figures there are of the run that this one replaces, or of a start that failed.
+            # What is there is of the run that this one replaces, or of a start that failed.
             earlier = self.folder / PROBE_FILE
             if earlier.is_file():
                 earlier.replace(earlier.with_suffix(".replaced.json"))
-        # A resumed run no longer has the untrained trunk: it finds the figures of its first start.
-        if not self._results():
-            (of_pixels,) = self._accuracies([self.kind], _pixels)
-            accuracies = {"pixels": of_pixels}
+            self._forget_untrained()
+        self.baselines_due = not self._results()
+        # A resumed run no longer has the untrained trunk: it finds what its first start left.
+        if self.baselines_due and not (self.folder / UNTRAINED_FILE).is_file():
             if task.iteration == 0:
-                # First: the other file says that both are there.
-                content = io.BytesIO()
-                np.save(content, self._correlation(task))
-                replace(self.folder / CORRELATION_FILE, content.getvalue())
-                kinds = list(dict.fromkeys((self.kind, self.while_training)))
-                names = [self._named("untrained trunk", kind) for kind in kinds]
-                accuracies.update(zip(names, self._probe_trunk(task, *kinds)))
+                self._pass_untrained(task)
             else:
                 logging.warning(
                     "resumed at step %d without %s: the untrained trunk is gone, and not probed",
                     task.iteration,
                     self.folder / PROBE_FILE,
                 )
-            self._write(accuracies)
 
     def on_phase_end(self, task) -> None:
         epoch = task.train_phase_idx + 1
         last = epoch == task.num_train_phases
-        if not is_primary() or not task.train or last:
+        if not is_primary() or not task.train:
+            return
+        self._probe_baselines()
+        if last:
             return
         if self.every_epochs and epoch % self.every_epochs == 0:
             kind = self.while_training
-            (accuracy,) = self._probe_trunk(task, kind)
+            accuracy = self._accuracy(kind, self._trunk_features(task))
             logging.info("epoch %d: %s probe %.1f%%", epoch, kind, 100 * accuracy)
             self._write({self._named(f"epoch {epoch}", kind): accuracy})
 
     def on_end(self, task) -> None:
         if not is_primary():
             return
-        (accuracy,) = self._probe_trunk(task, self.kind)
+        self._probe_baselines()
+        accuracy = self._accuracy(self.kind, self._trunk_features(task))
         results = self._write({"pretrained trunk": accuracy})
         table = Table(title=f"{self.kind} probe on frozen features, test accuracy")
         table.add_column("features")
@@ -139,7 +147,9 @@ class BarlowProbe(BarlowHook):
 
     def _write(self, accuracies: dict[str, float]) -> dict[str, float]:
         results = {"probe": self.kind, **self._results(), **accuracies}
-        replace(self.folder / PROBE_FILE, json.dumps(results, indent=2) + "\n")
+        written = replace(self.folder / PROBE_FILE, json.dumps(results, indent=2) + "\n")
+        if written and "untrained trunk" in results:
+            self._forget_untrained()
         return results
 
     def _labelled_images(self, config, split: str) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
@@ -148,20 +158,84 @@ class BarlowProbe(BarlowHook):
     def _named(self, features: str, kind: str) -> str:
         return features if kind == self.kind else f"{features}, {kind}"
 
-    def _probe_trunk(self, task, *kinds: str) -> list[float]:
+    def _pass_untrained(self, task) -> None:
+        content = io.BytesIO()
+        np.save(content, self._correlation(task))
+        # First: the features' file says that both are there.
+        replace(self.folder / CORRELATION_FILE, content.getvalue())
+        untrained = self._trunk_features(task)
+        _, labels, *_ = untrained
+        if len(np.unique(labels)) < 2:
+            raise ConfigError(
+                "BARLOW.PROBE.KIND",
+                self.kind,
+                f"the {len(labels)} labelled images trained on are all of class {labels[0]}, and "
+                "two classes are needed; mend their labels, or type config.BARLOW.PROBE.KIND=none",
+            )
+        self._keep(untrained)
+
+    def _keep(self, features: Features) -> None:
+        """The untrained trunk's, in the folder until they are probed; where there is no room for them
+        they are probed at once."""
+        path = self.folder / UNTRAINED_FILE
+        try:
+            with atomic_file(path) as file:
+                np.savez(file, *features)
+        except OSError as error:
+            logging.warning(
+                "%s not written (%s): the untrained trunk is probed before training, not after the "
+                "first epoch",
+                path,
+                error.strerror or error,
+            )
+            self._probe_baselines(features)
+
+    def _kept(self) -> Features | None:
+        """What `_keep` left; None where there is nothing, or a damaged file, which is set aside."""
+        path = self.folder / UNTRAINED_FILE
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path) as arrays:
+                return tuple(arrays[f"arr_{number}"] for number in range(4))
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            set_aside(path, error)
+            return None
+
+    def _forget_untrained(self) -> None:
+        path = self.folder / UNTRAINED_FILE
+        if path.is_file():
+            path.unlink()
+
+    def _probe_baselines(self, untrained: Features | None = None) -> None:
+        """Of the pixels, and of the untrained trunk where its features are given or kept."""
+        if not self.baselines_due:
+            return
+        accuracies = {"pixels": self._accuracy(self.kind, self._features(_pixels))}
+        untrained = untrained or self._kept()
+        if untrained:
+            for kind in dict.fromkeys((self.kind, self.while_training)):
+                accuracies[self._named("untrained trunk", kind)] = self._accuracy(kind, untrained)
+        found = (f"{name} {100 * accuracy:.1f}%" for name, accuracy in accuracies.items())
+        logging.info("before training: %s probe: %s", self.kind, "; ".join(found))
+        self._write(accuracies)
+        self.baselines_due = False
+
+    def _trunk_features(self, task) -> Features:
         with evaluating(task.base_model) as model:
-            return self._accuracies(kinds, lambda images: model.trunk(images.to(task.device))[0])
+            return self._features(lambda images: model.trunk(images.to(task.device))[0])
 
     @torch.no_grad()
-    def _accuracies(
-        self, kinds: Sequence[str], embed: Callable[[torch.Tensor], torch.Tensor]
-    ) -> list[float]:
-        """Of probes on what `embed` makes, (N, D), of batches of images, (N, C, H, W): made once."""
+    def _features(self, embed: Callable[[torch.Tensor], torch.Tensor]) -> Features:
+        """What `embed` makes, (N, D), of batches of images, (N, C, H, W)."""
         arrays: list[np.ndarray] = []
         for batches in self.sets:
             features, labels = zip(*((embed(images).cpu(), labels) for images, labels in batches))
             arrays += [torch.cat(features).numpy(), torch.cat(labels).numpy()]
-        return [probe_accuracy(kind, *arrays, neighbours=self.neighbours) for kind in kinds]
+        return tuple(arrays)
+
+    def _accuracy(self, kind: str, features: Features) -> float:
+        return probe_accuracy(kind, *features, neighbours=self.neighbours)
 
     @torch.no_grad()
     def _correlation(self, task) -> np.ndarray:
