@@ -266,6 +266,11 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     "python -m vissl_barlow.views /data/imagenet/train --out views.png": runs(
         leaves=("views.png",)
     ),
+    "python -m vissl_barlow.views FOLDER --config pretrain/vissl_barlow/own_images "
+    "--out views.png": is_tested_by(
+        "tests/views/test_command.py",
+        "test_what_own_images_leaves_open_is_chosen_as_a_run_chooses_it",
+    ),
     "python -m vissl_barlow.datasets.imagenet100 --imagenet /data/imagenet --out "
     "/data/imagenet-100": is_tested_by(
         "tests/plugin/components/test_small_data_sets.py", "test_imagenet_100_is_a_folder_of_links"

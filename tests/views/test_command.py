@@ -93,6 +93,23 @@ def test_images_that_own_images_hold_out_are_not_drawn(folder, monkeypatch, caps
     assert f"try {folder / 'own'}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", [{}, {"size": 64}])
+def test_what_own_images_leaves_open_is_chosen_as_a_run_chooses_it(given, folder, monkeypatch):
+    """Of images of 40 x 60: views of 40 pixels, and a blur in proportion."""
+    size = given.get("size", 40)
+    words = [f"config.DATA.TRAIN.TRANSFORMS.0.{key}={value}" for key, value in given.items()]
+    arguments = ("--config", "pretrain/vissl_barlow/own_images", "--out", folder / "v.png")
+    images, views, _, _ = drawn(monkeypatch, folder, *words, *arguments, "--images", 1)
+    blur = round(0.1 * size / 224, 4), round(2 * size / 224, 4)
+    two_views = TwoViews(size, crop_scale=(0.2, 1), blur_sigma=blur, normalize_on_device=True)
+    expected = {
+        two_views(images[0], random.Random(view_seed(0, 0, index)))[0].numpy().tobytes()
+        for index in range(3)
+    }
+    assert views[0][0].shape == (size, size, 3)
+    assert views[0][0].transpose(2, 0, 1).tobytes() in expected
+
+
 def test_all_that_is_wrong_is_said_at_once(folder, capsys):
     wrong = [
         str(folder / "gone"),

@@ -24,13 +24,15 @@ from vissl_barlow.digits import digits
 from vissl_barlow.figures import draw_views
 from vissl_barlow.images import UnreadableImage, list_images, read_image
 from vissl_barlow.overrides import compose_config
-from vissl_barlow.own_images import FolderRefused, read_folder
+from vissl_barlow.own_images import FolderRefused, OwnFolder, read_folder
+from vissl_barlow.own_images.choices import AUTO, DEVICE, choose, this_machine
 from vissl_barlow.paths import config_folder
 from vissl_barlow.views.parameters import view_seed
 from vissl_barlow.views.two_views import TwoViews
 
 PAPERS = "pretrain/vissl_barlow/resnet50_in1k_1000ep"
 DIGITS, OWN_FOLDER = "barlow_digits", "barlow_own_folder"
+_VIEWS = "DATA.TRAIN.TRANSFORMS.0."
 _OVERRIDE = re.compile(r"[+~]*config[./][^=]*=")
 
 
@@ -73,9 +75,10 @@ def _draw(options: argparse.Namespace) -> str:
             return None
 
     config = attempt(_config, options.config, overrides)
-    two_views: Any = attempt(_two_views, config, options.config) if config else None
     kind = config["DATA"]["TRAIN"].get("DATA_SOURCES") if config else None
-    source = attempt(_source, folders, kind)
+    own = attempt(_own_folder, folders) if kind == [OWN_FOLDER] else None
+    two_views: Any = attempt(_two_views, config, options.config, own) if config else None
+    source: Any = None if kind == [OWN_FOLDER] and not own else attempt(_source, folders, kind, own)
     if options.images < 1:
         problems.append(f"--images {options.images}: give 1 or more")
     if not options.out.absolute().parent.is_dir():
@@ -128,8 +131,9 @@ def _config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"--config {name}: no train_config.yaml of VISSL's") from None
 
 
-def _two_views(config: dict[str, Any], name: str) -> TwoViews:
-    """The transform of training; raises ValueError where it is none of ours, or not that alone."""
+def _two_views(config: dict[str, Any], name: str, own: OwnFolder | None) -> TwoViews:
+    """The transform of training, with what a run on this machine chooses for `own`; raises ValueError
+    where it is none of ours, or not that alone."""
     transforms = config["DATA"]["TRAIN"].get("TRANSFORMS", [])
     names = [transform.get("name") for transform in transforms]
     if names != ["BarlowTwoViews"]:
@@ -138,6 +142,8 @@ def _two_views(config: dict[str, Any], name: str) -> TwoViews:
             "this draws BarlowTwoViews alone"
         )
     options = {key: value for key, value in transforms[0].items() if key != "name"}
+    if own:
+        options |= _chosen(config, options, own)
     chosen = [key for key, value in options.items() if value == "auto"]
     if chosen:
         raise ValueError(
@@ -151,22 +157,47 @@ def _two_views(config: dict[str, Any], name: str) -> TwoViews:
         raise ValueError(f"config.DATA.TRAIN.TRANSFORMS.0: {error}") from None
 
 
-def _source(folders: Sequence[str], kind: Any) -> tuple[int, Callable[[int], np.ndarray]]:
+def _chosen(config: dict[str, Any], options: dict[str, Any], own: OwnFolder) -> dict[str, Any]:
+    """What stands in the place of the views' options that are `auto`."""
+    values = {f"{_VIEWS}{key}": value for key, value in options.items()}
+    values[DEVICE] = config["MACHINE"]["DEVICE"]
+    opened = [key for key, value in values.items() if value == AUTO]
+    given = {key: value for key, value in values.items() if key not in opened}
+    # Of the trunk, which the views do not hang on, nothing is asked.
+    choices = choose(opened, given, own, this_machine(), lambda _: 0)
+    return {
+        key.removeprefix(_VIEWS): choice.value
+        for key, choice in choices.items()
+        if key.startswith(_VIEWS)
+    }
+
+
+def _own_folder(folders: Sequence[str]) -> OwnFolder:
+    """Raises ValueError where it is none that is trained on."""
+    if len(folders) != 1:
+        raise ValueError(_one_folder(folders))
+    try:
+        return read_folder(folders[0])
+    except FolderRefused as error:
+        instead = f"; try {error.instead}" if error.instead else ""
+        raise ValueError(f"{folders[0]}: {error}{instead}") from None
+
+
+def _one_folder(folders: Sequence[str]) -> str:
+    return f"name one folder of images, not {' '.join(folders) or 'none'}"
+
+
+def _source(
+    folders: Sequence[str], kind: Any, own: OwnFolder | None
+) -> tuple[int, Callable[[int], np.ndarray]]:
     """How many images there are to train on, and what reads one; as the data sources of the config,
     `kind`, have them."""
     if not folders and kind == [DIGITS]:
         images, _ = digits("train")
         return len(images), images.__getitem__
     if len(folders) != 1:
-        raise ValueError(f"name one folder of images, not {' '.join(folders) or 'none'}")
-    if kind == [OWN_FOLDER]:
-        try:
-            names = read_folder(folders[0]).train
-        except FolderRefused as error:
-            instead = f"; try {error.instead}" if error.instead else ""
-            raise ValueError(f"{folders[0]}: {error}{instead}") from None
-    else:
-        names = list_images(folders[0])
+        raise ValueError(_one_folder(folders))
+    names = own.train if own else list_images(folders[0])
     if not names:
         raise ValueError(f"no images in {folders[0]}")
     return len(names), lambda index: read_image(Path(folders[0], names[index]))
