@@ -196,10 +196,20 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     return image_listing(folder).images
 
 
-def image_listing(folder: str | os.PathLike[str]) -> ImageListing:
+def _is_image_to_torchvision(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def image_listing(
+    folder: str | os.PathLike[str], is_image: Callable[[str], bool] = _is_image_to_torchvision
+) -> ImageListing:
     """As `list_images`, with the links that were not followed, since their images are listed already.
 
     A folder's own place goes before a link to it, and the first link in the order before the next.
+
+    Args:
+        folder: the folder.
+        is_image: whether a file of this name is listed. Default: of those that torchvision lists.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder} is not a folder")
@@ -210,7 +220,7 @@ def image_listing(folder: str | os.PathLike[str]) -> ImageListing:
     while waiting:
         links: list[tuple[str, ...]] = []
         for start in sorted(waiting):
-            if not _list_tree(folder, start, listed, visited, links):
+            if not _list_tree(folder, start, listed, visited, links, is_image):
                 repeated.append(os.path.join(*start))
         waiting = links
     images = [os.path.join(*parts, name) for parts in sorted(listed) for name in listed[parts]]
@@ -223,6 +233,7 @@ def _list_tree(
     listed: dict[tuple[str, ...], list[str]],
     visited: set[tuple[int, int]],
     links: list[tuple[str, ...]],
+    is_image: Callable[[str], bool],
 ) -> bool:
     """Adds to `listed` the images of the folder `start` and of those in it, to `links` the links.
 
@@ -245,7 +256,7 @@ def _list_tree(
                 for entry in entries:
                     if entry.is_dir():
                         (links if entry.is_symlink() else stack).append((*parts, entry.name))
-                    elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                    elif is_image(entry.name):
                         images.append(entry.name)
                     elif entry.is_symlink() and not os.path.exists(entry.path):
                         raise UnreadableFolder(f"{entry.path} is a link that leads nowhere")
@@ -257,8 +268,40 @@ def _list_tree(
     return True
 
 
-# Names of a data set's parts, each a folder of images of its own.
-PARTS = ("train", "val", "valid", "validation", "test")
+# A data set's parts as people name their folders: train, training_set, val2017, seg_test.
+_PART = re.compile(
+    r"(?P<before>(?:.*[^a-z])?)"
+    r"(?:(?P<train>train(?:ing)?)|(?P<val>val(?:id(?:ation)?)?|dev|eval)|(?P<test>test(?:ing)?))"
+    r"(?:[ _.-]?(?:set|split|data|images|imgs|\d+))*",
+    re.IGNORECASE,
+)
+
+
+def part_of_data_set(name: str) -> tuple[str, str] | None:
+    """Of the name of a part's folder: "train", "val" or "test", and what stands before; else None."""
+    match = _PART.fullmatch(name)
+    if match is None:
+        return None
+    kind = next(kind for kind in ("train", "val", "test") if match[kind])
+    return kind, match["before"].lower()
+
+
+def grouped_parts(tops: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Of folders those that are parts of one data set: to train on, and to test on, val before test.
+
+    Both are empty where one is, or where what stands before the parts' names is not the same.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for top in sorted(tops):
+        if found := part_of_data_set(top):
+            groups.setdefault(found[1], []).append((found[0], top))
+    for group in groups.values():
+        train, val, test = (
+            [top for kind, top in group if kind == wanted] for wanted in ("train", "val", "test")
+        )
+        if train and (val or test):
+            return train, val + test
+    return [], []
 
 
 def parts_of_data_set(images: Sequence[str]) -> list[str]:
@@ -268,9 +311,8 @@ def parts_of_data_set(images: Sequence[str]) -> list[str]:
         images: as `list_images` gives them.
     """
     tops = {name.partition(os.sep)[0] for name in images}
-    names = {top.lower() for top in tops}
-    is_root = "train" in names and len(names) > 1 and names <= set(PARTS)
-    return sorted(tops) if is_root else []
+    train, test = grouped_parts(tops)
+    return sorted(tops) if tops == {*train, *test} else []
 
 
 class ImageCheck(NamedTuple):

@@ -9,7 +9,7 @@ import yaml
 from vissl_barlow.experiment import IRRELEVANT_KEYS
 from vissl_barlow.own_images import OwnFolder
 from vissl_barlow.own_images import choices as keys
-from vissl_barlow.own_images.choices import Machine, agrees, choose, run_folder
+from vissl_barlow.own_images.choices import Machine, agrees, choose, is_among_images, run_folder
 from vissl_barlow.resnet import representation_dim
 
 CPU = Machine(gpus=0, gpu_bytes=0, bfloat16=True, cores=8)
@@ -169,3 +169,16 @@ def test_a_run_may_be_extended_and_is_no_other():
 def test_runs_are_named_after_their_folder():
     assert run_folder("/data/my photos/train") == "own_images/my_photos_train"
     assert run_folder("/") == "own_images/images"
+
+
+def test_a_run_leaves_its_pictures_outside_the_images(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    (photos / "cats").mkdir(parents=True)
+    beside = str(tmp_path / "own_images/photos")
+    monkeypatch.chdir(photos / "cats")
+    assert run_folder("..") == run_folder(str(photos)) == beside
+    assert run_folder(".") == str(photos / "own_images/cats")
+    monkeypatch.chdir(photos)
+    assert run_folder(".") == beside and run_folder("cats") == "own_images/cats"
+    assert is_among_images("runs/1", ".") and is_among_images(".", str(photos))
+    assert not is_among_images("../photos2", ".") and not is_among_images("runs", "cats")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vissl_barlow.experiment import IRRELEVANT_KEYS
-from vissl_barlow.images import PARTS
+from vissl_barlow.images import part_of_data_set
 from vissl_barlow.own_images.folder import OwnFolder
 
 # What stands in a config for a value that is to be chosen.
@@ -339,11 +339,19 @@ def _choose_probe(plan: _Plan, folder: OwnFolder, epochs: int) -> None:
 
 def run_folder(root: str) -> str:
     """Where the run goes: named after the images' folder, and the one above where that is a part of a
-    data set."""
-    path = Path(root).absolute()
-    parts = [path.parent.name, path.name] if path.name.lower() in PARTS else [path.name]
+    data set; in the current folder, or beside the images where that is among them."""
+    path = Path(os.path.abspath(root))
+    is_part = part_of_data_set(path.name) in (("train", ""), ("val", ""), ("test", ""))
+    parts = [path.parent.name, path.name] if is_part else [path.name]
     name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, parts)))
-    return f"own_images/{name or 'images'}"
+    place = f"own_images/{name or 'images'}"
+    return str(path.parent / place) if is_among_images(place, root) else place
+
+
+def is_among_images(place: str, root: str) -> bool:
+    """Whether a folder lies in that of the images, which would have its pictures among them."""
+    inside, outside = (Path(os.path.realpath(os.path.expanduser(each))) for each in (place, root))
+    return inside.is_relative_to(outside) and outside.parent != outside
 
 
 def agrees(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> bool:

@@ -135,6 +135,14 @@ def test_refusals_say_what_to_type_instead(images, tmp_path, name, overrides, re
     assert re.search(r"config\.[\w.]+=[^,;:() ]", line.partition(": ")[2]), line
 
 
+def test_a_run_among_the_images_is_refused(images, tmp_path):
+    with pytest.raises(ConfigError) as raised:
+        resolve(images / "classes" / "run", CONFIG, from_folder(images / "classes"))
+    (line,) = str(raised.value).splitlines()
+    assert "which would have the run's pictures among them" in line
+    assert line.endswith("; type config.CHECKPOINT.DIR=own_images/classes")
+
+
 def test_all_that_is_wrong_is_said_at_once(images, tmp_path):
     lines = refusals(
         tmp_path,

@@ -28,6 +28,7 @@ from vissl_barlow.own_images.choices import (
     Machine,
     agrees,
     choose,
+    is_among_images,
     run_folder,
     this_machine,
 )
@@ -159,6 +160,15 @@ def _check(cfg, folder: OwnFolder, opened: list[str]) -> None:
                     f"...), and no two views can be cut out; type config.{FOLDER}=FOLDER, with one "
                     f"of larger ones, or config.{VIEW_SIZE}=32 to enlarge these",
                 )
+    with refusals:
+        given = folder is not _NO_FOLDER and RUN_FOLDER not in opened
+        if given and is_among_images(str(cfg.CHECKPOINT.DIR), folder.root):
+            raise ConfigError(
+                RUN_FOLDER,
+                cfg.CHECKPOINT.DIR,
+                f"lies in the folder of the images, {folder.root}, which would have the run's "
+                f"pictures among them; type {pasteable(RUN_FOLDER, run_folder(folder.root))}",
+            )
     with refusals:
         kind = cfg.BARLOW.PROBE.KIND
         if kind not in ("", None, AUTO) and folder is not _NO_FOLDER and not folder.classes:
