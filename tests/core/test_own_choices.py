@@ -9,7 +9,8 @@ import yaml
 from vissl_barlow.experiment import IRRELEVANT_KEYS
 from vissl_barlow.own_images import OwnFolder
 from vissl_barlow.own_images import choices as keys
-from vissl_barlow.own_images.choices import Machine, agrees, choose, is_among_images, run_folder
+from vissl_barlow.own_images.choices import Machine, agrees, choose, run_folder
+from vissl_barlow.paths import is_within
 from vissl_barlow.resnet import representation_dim
 
 CPU = Machine(gpus=0, gpu_bytes=0, bfloat16=True, cores=8)
@@ -180,5 +181,5 @@ def test_a_run_leaves_its_pictures_outside_the_images(tmp_path, monkeypatch):
     assert run_folder(".") == str(photos / "own_images/cats")
     monkeypatch.chdir(photos)
     assert run_folder(".") == beside and run_folder("cats") == "own_images/cats"
-    assert is_among_images("runs/1", ".") and is_among_images(".", str(photos))
-    assert not is_among_images("../photos2", ".") and not is_among_images("runs", "cats")
+    assert is_within("runs/1", ".") and is_within(".", photos)
+    assert not is_within("../photos2", ".") and not is_within("runs", "cats")

@@ -17,6 +17,7 @@ import torch
 from vissl_barlow.experiment import IRRELEVANT_KEYS
 from vissl_barlow.images import part_of_data_set
 from vissl_barlow.own_images.folder import OwnFolder
+from vissl_barlow.paths import is_within
 
 # What stands in a config for a value that is to be chosen.
 AUTO = "auto"
@@ -345,13 +346,7 @@ def run_folder(root: str) -> str:
     parts = [path.parent.name, path.name] if is_part else [path.name]
     name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, parts)))
     place = f"own_images/{name or 'images'}"
-    return str(path.parent / place) if is_among_images(place, root) else place
-
-
-def is_among_images(place: str, root: str) -> bool:
-    """Whether a folder lies in that of the images, which would have its pictures among them."""
-    inside, outside = (Path(os.path.realpath(os.path.expanduser(each))) for each in (place, root))
-    return inside.is_relative_to(outside) and outside.parent != outside
+    return str(path.parent / place) if is_within(place, root) else place
 
 
 def agrees(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from vissl_barlow.checkpoint import CheckpointError
 from vissl_barlow.datasets.file_lists import load_list, write_file_lists
 from vissl_barlow.images import UnreadableFolder
 from vissl_barlow.own_images import FolderRefused, OwnFolder, read_folder
+from vissl_barlow.paths import is_within
 from vissl_barlow.reproduce.commands import add_modes, add_out, run_row
 from vissl_barlow.reproduce.own_protocol import (
     LABELS,
@@ -94,6 +95,11 @@ def _protocol(options: argparse.Namespace) -> Protocol:
     pretrained = _read_checkpoint(options, problems)
     folder = _read_images(options.images, problems)
     labels = _shares(options.labels, problems)
+    if options.images is not None and is_within(options.out, options.images):
+        problems.append(
+            f"--out {options.out}: lies in {options.images}, and its picture would be one of "
+            f"the images; give {Path(os.path.abspath(options.images)).parent / options.out.name}"
+        )
     if problems or pretrained is None or folder is None:
         raise ValueError("; ".join(problems))
     # What a job finds is not known here; GPUs are what VISSL's launcher asks for.

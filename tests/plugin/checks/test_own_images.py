@@ -143,6 +143,25 @@ def test_a_run_among_the_images_is_refused(images, tmp_path):
     assert line.endswith("; type config.CHECKPOINT.DIR=own_images/classes")
 
 
+@pytest.mark.parametrize("name", ["1.10", "2024_06", "1e3", "true"])
+def test_a_name_that_hydra_takes_for_a_number_is_no_other_folder(
+    images, tmp_path, monkeypatch, name
+):
+    """Of 1.10 it makes 1.1, which may be there."""
+    monkeypatch.chdir(tmp_path)
+    for place in (name, "1.1", "202406", "1000.0", "True", "2024"):
+        (tmp_path / place).symlink_to(images / "three")
+    typed = f"config.DATA.TRAIN.DATA_PATHS=[{name}]"
+    (line,) = refusals(tmp_path, typed, f"+config.BARLOW.COMMAND=['{typed}']")
+    (word,) = shlex.split(line.rpartition("quote what is meant: ")[2])
+    assert word == f'config.DATA.TRAIN.DATA_PATHS=["{name}"]'
+    (line,) = refusals(tmp_path, word)
+    assert f"[{name}]: 3 images to train on are too few" in line
+    typed = "config.DATA.TRAIN.DATA_PATHS=[2024]"
+    (line,) = refusals(tmp_path, typed, f"+config.BARLOW.COMMAND=['{typed}']")
+    assert "[2024]: 3 images" in line
+
+
 def test_all_that_is_wrong_is_said_at_once(images, tmp_path):
     lines = refusals(
         tmp_path,

@@ -108,3 +108,13 @@ def test_all_is_said_at_once(tmp_path):
     keys = [line.partition("=")[0] for line in str(raised.value).splitlines()]
     expected = ["TEST_ONLY", "DATA", "BARLOW.CHECK_IMAGES", "LOSS.barlow_loss.lamda"]
     assert keys == [f"config.{key}" for key in expected]
+
+
+def test_what_is_to_be_quoted_is_what_was_typed(given):
+    from vissl_barlow.vissl_plugin.checks.value_types import check_types
+
+    cfg, _, _ = given("CHECKPOINT.DIR", 202406)
+    cfg.BARLOW["COMMAND"] = ["config.CHECKPOINT.DIR=2024_06"]
+    with pytest.raises(ConfigError) as raised:
+        check_types(cfg)
+    assert str(raised.value).endswith("meant: 'config.CHECKPOINT.DIR=\"2024_06\"'")

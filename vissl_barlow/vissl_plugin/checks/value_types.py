@@ -12,7 +12,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vissl_barlow.vissl_plugin.checks.common import Refusals, vissl_defaults
+from vissl_barlow.vissl_plugin.checks.common import Refusals, typed_word, vissl_defaults
+from vissl_barlow.vissl_plugin.checks.syntax import quoted
 from vissl_barlow.vissl_plugin.errors import ConfigError, set_keys_of
 
 # Keys of this plugin's in VISSL's sections, where their components do not check them.
@@ -55,7 +56,7 @@ def check_types(cfg) -> None:
     """
     refusals = Refusals()
     for key, default, section, name in _values(cfg, _defaults()):
-        remedy = _remedy(key, name, default, section[name])
+        remedy = _remedy(key, name, default, section[name], typed_word(cfg, key))
         if remedy:
             with refusals:
                 value = section[name]
@@ -64,14 +65,14 @@ def check_types(cfg) -> None:
     refusals.raise_all()
 
 
-def _remedy(key: str, name: str, default: Any, value: Any) -> str | None:
+def _remedy(key: str, name: str, default: Any, value: Any, word: str | None) -> str | None:
     """What to do about `value`, or None if it is of the default's type."""
     if name in _FREE or default is None or value == default:
         return None
     if isinstance(default, Mapping):
         return None if isinstance(value, Mapping) else set_keys_of(key)
     if isinstance(default, list):
-        return _remedy_of_list(key, name, default, value)
+        return _remedy_of_list(key, name, default, value, word)
     if isinstance(default, bool):
         return "set true or false" if isinstance(value, str | list | Mapping) else None
     if isinstance(default, int | float):
@@ -79,11 +80,11 @@ def _remedy(key: str, name: str, default: Any, value: Any) -> str | None:
     if isinstance(value, list | Mapping):
         return "set one text, without brackets"
     if _PATHS.fullmatch(name) and not isinstance(value, str | None):
-        return f"{value} is no text; quote what is meant: 'config.{key}=\"{value}\"'"
+        return f"{value} is no text; quote what is meant: {quoted(word or f'config.{key}={value}')}"
     return None
 
 
-def _remedy_of_list(key: str, name: str, default: list, value: Any) -> str | None:
+def _remedy_of_list(key: str, name: str, default: list, value: Any, word: str | None) -> str | None:
     if name in _PLACES:
         fits = (
             isinstance(value, list) and len(value) == len(default) and all(map(_is_number, value))
@@ -96,7 +97,8 @@ def _remedy_of_list(key: str, name: str, default: list, value: Any) -> str | Non
         if name == "LABEL_PATHS" and isinstance(entry, list):
             continue  # several files of labels for one data set
         if kind == "names" and _is_scalar(entry) and not isinstance(entry, str):
-            return f"{entry} is no text; quote what is meant: 'config.{key}=[\"{entry}\"]'"
+            meant = quoted(word or f"config.{key}=[{entry}]")
+            return f"{entry} is no text; quote what is meant: {meant}"
         if not _is_one(kind, entry):
             return f"set a list of {kind}; {entry} is none"
     return None
