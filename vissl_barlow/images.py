@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vissl_barlow.regular_files import read_regular
@@ -40,7 +41,7 @@ def decode_image(data: bytes) -> np.ndarray:
 
     What `PIL.Image.open(...).convert("RGB")` gives (VISSL's and torchvision's loader), within a
     grey level: the first frame of several is taken, the EXIF orientation is ignored. Two departures:
-    what is transparent stands on white (`rgb_on_white`), and 16-bit greyscale is scaled to 8 bits,
+    what is transparent stands on white (`rgb_on_white`), and greyscale of 12 or 16 bits is scaled to 8,
     where Pillow clips everything above 255 to white.
 
     Args:
@@ -131,15 +132,19 @@ def _jpeg_scans(data: bytes, most: int) -> int:
 
 
 def _rgb_array(image: Image.Image) -> np.ndarray:
-    # Pillow before 11 calls a 16-bit PNG "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    # Pillow calls a 16-bit PGM "I", and before 11 a 16-bit PNG too.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         grey = np.asarray(image)
-        levels = np.round(grey / 257).astype(np.uint8)
+        tags = getattr(image, "tag_v2", {})
+        (bits,) = tags.get(BITSPERSAMPLE, (16,))
+        levels = np.round(grey / ((2**bits - 1) / 255)).astype(np.uint8)
+        if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; Pillow heeds it up to 8 bits
+            levels = 255 - levels
         levels[grey == image.info.get("transparency", -1)] = 255
         return np.repeat(levels[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise UnreadableImage(
-            f"32-bit pixels (mode {image.mode}) have no range to scale to 8 bits: "
+            f"pixels of 32 bits or with a sign (mode {image.mode}) have no range to scale to 8 bits: "
             "convert the file to 8 or 16 bits"
         )
     return np.array(rgb_on_white(image))
@@ -328,6 +333,7 @@ def unreadable_images(
     *,
     seed: int = 0,
     locate: Callable[[str], str | os.PathLike] = str,
+    see: Callable[[np.ndarray], object] = id,
 ) -> ImageCheck:
     """Decodes a random selection of images, or all, and collects those that cannot be read.
 
@@ -336,6 +342,7 @@ def unreadable_images(
         wanted: how many to decode, at most all; a negative number: all.
         seed: of the selection; the same seed, number and `wanted` select the same ones.
         locate: from an entry of `paths` to the path to open. Default: the entry itself.
+        see: called with each image that can be read. Default: nothing looks at it.
 
     Returns:
         How many were decoded, and the entries of `paths` that cannot be read, in their order there.
@@ -349,7 +356,7 @@ def unreadable_images(
     for index in chosen:
         path = str(paths[index])
         try:
-            read_image(locate(path))
+            see(read_image(locate(path)))
         except UnreadableImage:
             unreadable.append(path)
     return ImageCheck(checked, unreadable)

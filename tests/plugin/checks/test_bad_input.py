@@ -96,7 +96,8 @@ def test_unreadable_images_are_counted_and_three_are_named(tmp_path):
     os.symlink("/dev/zero", bad / "d.jpg")
     message = refusal(tmp_path, *images_at(tmp_path / "images"))
     assert (
-        "4 of the 9 images checked cannot be read (bad/a.jpg, bad/b.jpg, bad/c.jpg, ...)" in message
+        "4 of the 9 images checked cannot be read (bad/a.jpg, bad/b.jpg, bad/c.jpg, ...: the first "
+        "since no image format that is read (" in message
     )
     assert "config.BARLOW.CHECK_IMAGES=0" in message
     # The remedy it names works.

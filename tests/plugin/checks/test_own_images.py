@@ -162,6 +162,18 @@ def test_a_name_that_hydra_takes_for_a_number_is_no_other_folder(
     assert "[2024]: 3 images" in line
 
 
+def test_images_without_contrast_are_said(images, tmp_path, caplog):
+    """Twelve bits in a file of sixteen have 15 grey levels of 255."""
+    (tmp_path / "dark").mkdir()
+    levels = np.random.default_rng(0).integers(0, 4096, (9, 40, 48), dtype=np.uint16)
+    for number, image in enumerate(levels):
+        Image.fromarray(image).save(tmp_path / "dark" / f"{number}.png")
+    resolve(tmp_path / "run", CONFIG, TRUNK, from_folder(images / "flat"))
+    assert "grey levels" not in caplog.text
+    resolve(tmp_path / "run", CONFIG, TRUNK, from_folder(tmp_path / "dark"))
+    assert "half of the 9 images checked" in caplog.text and "at most 16 of 255" in caplog.text
+
+
 def test_all_that_is_wrong_is_said_at_once(images, tmp_path):
     lines = refusals(
         tmp_path,
