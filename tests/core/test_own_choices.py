@@ -161,6 +161,11 @@ def test_a_resumed_run_keeps_what_makes_it_and_follows_its_machine():
     assert (moved[keys.DEVICE], moved[keys.DEPTH]) == ("cpu", 50)
 
 
+def test_more_processes_than_cores_have_no_loader_workers():
+    two = Machine(gpus=0, gpu_bytes=0, bfloat16=True, cores=2)
+    assert chosen(folder(500, 40), two, PROCESSES=3)[WORKERS] == 0
+
+
 def test_a_run_may_be_extended_and_is_no_other():
     begun = {keys.EPOCHS: 10, keys.BATCH: 64}
     assert agrees(begun, {keys.EPOCHS: 20}) and agrees(begun, {"SEED_VALUE": 3})

@@ -248,7 +248,7 @@ def _choose_batch(
         reason = "one for each GPU" if has_gpu else "torch uses all cores in one"
     processes = plan.settle(PROCESSES, most, reason)
     workers = machine.cores // processes - 1
-    workers = min(max(workers, 1), 16) if has_gpu else min(workers // 2, 4)
+    workers = min(max(workers, 1), 16) if has_gpu else min(max(workers // 2, 0), 4)
     plan.settle("DATA.NUM_DATALOADER_WORKERS", workers, f"{machine.cores} CPU cores")
     world = processes * nodes
     if recorded is not None:

@@ -156,6 +156,12 @@ def test_warm_up_longer_than_training(tmp_path):
     assert message.startswith("config.OPTIMIZER.param_schedulers.lr.warmup_epochs=1:")
 
 
+def test_a_rate_that_learns_nothing(tmp_path):
+    key = "config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.base_value"
+    for rate in ("0", "-0.1"):
+        assert refusal(tmp_path, f"{key}={rate}").startswith(f"{key}={rate}: the rate of a batch")
+
+
 def test_checkpoint_folder_not_writable(tmp_path):
     # A file in the way refuses root as well, which permissions would not.
     (tmp_path / "run").write_text("")
