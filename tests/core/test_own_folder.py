@@ -187,6 +187,21 @@ def test_every_format_is_listed_and_others_are_named(tmp_path):
     assert found.note == "no format that is read, and left out: 2 .heic, 1 .dng"
 
 
+def test_images_that_are_held_out_and_trained_on_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("train/a/1", "train/a/2", "train/b/3", "val/a/4", "val/b/5"):
+        fill(tmp_path, f"{name}.png")
+        pixels = rng.integers(0, 256, (9, 9, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.bmp")  # of one size in bytes
+        (tmp_path / f"{name}.png").unlink()
+    assert read_folder(tmp_path).warning == ""
+    (tmp_path / "val/b/5.bmp").write_bytes((tmp_path / "train/a/2.bmp").read_bytes())
+    found = read_folder(tmp_path)
+    assert found.trained_on == [("val/b/5.bmp", "train/a/2.bmp")]
+    assert found.warning.startswith("1 of 2 images held out are trained on as well, byte for byte")
+    assert read_folder(tmp_path / "val").warning == ""  # without any held out
+
+
 def test_classes_that_look_alike_are_named(tmp_path):
     found = read_folder(classes(tmp_path, names=["cat", "Cat", "Caf\u00e9", "Cafe\u0301", "dog"]))
     assert len(found.classes) == 5

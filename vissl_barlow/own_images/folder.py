@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vissl_barlow.images import FORMATS, grouped_parts, image_listing, part_of_data_set
+from vissl_barlow.images import FORMATS, MAX_BYTES, grouped_parts, image_listing, part_of_data_set
 from vissl_barlow.messages import listed
-from vissl_barlow.regular_files import open_regular
+from vissl_barlow.regular_files import open_regular, read_regular, regular_size
 
+# Images that are compared with one another: those held out, and trained on.
+COMPARED_TEST, COMPARED_TRAINING = 2000, 100_000
 # Of each class, one image in so many is held out where nothing else is there to test on.
 HELD_OUT_ONE_IN = 10
 # Enough for a median.
@@ -96,6 +98,49 @@ class OwnFolder:
         chosen = random.Random(0).sample(self.train, count)
         sizes = [_size_of(os.path.join(self.root, name)) for name in chosen]
         return np.array([size for size in sizes if size], dtype=np.int64).reshape(-1, 2)
+
+    @functools.cached_property
+    def trained_on(self) -> list[tuple[str, str]]:
+        """Images of `test`, of at most 2000, that equal one of `train` byte for byte, and that one.
+
+        Of more than 100,000 training images none are looked at: it would take minutes.
+        """
+        if len(self.train) > COMPARED_TRAINING:
+            return []
+        count = min(COMPARED_TEST, len(self.test))
+        tested = {name: self._bytes(name) for name in random.Random(0).sample(self.test, count)}
+        sizes = set(tested.values()) - {0}
+        of_digest: dict[bytes, str] = {}
+        for name in self.train:
+            if self._bytes(name) in sizes:
+                of_digest.setdefault(self._digest(name), name)
+        known = ((name, of_digest.get(self._digest(name))) for name, size in tested.items() if size)
+        return [(name, twin) for name, twin in known if twin]
+
+    def _bytes(self, name: str) -> int:
+        try:
+            return regular_size(os.path.join(self.root, name))
+        except OSError:
+            return 0
+
+    def _digest(self, name: str) -> bytes:
+        try:
+            data = read_regular(os.path.join(self.root, name), MAX_BYTES)
+        except OSError:
+            data = os.fsencode(name)
+        return hashlib.blake2b(data, digest_size=16).digest()
+
+    @property
+    def warning(self) -> str:
+        """What makes the numbers on the images held out too good, in one line; "" if nothing does."""
+        if not (found := self.trained_on):
+            return ""
+        pairs = listed(f"{name} is {twin}" for name, twin in found)
+        compared = min(len(self.test), COMPARED_TEST)
+        return (
+            f"{len(found)} of {compared} images held out are trained on as well, byte for byte "
+            f"({pairs}): numbers on them are too good; remove one of each"
+        )
 
     @property
     def description(self) -> str:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -160,6 +161,16 @@ def test_a_name_that_hydra_takes_for_a_number_is_no_other_folder(
     typed = "config.DATA.TRAIN.DATA_PATHS=[2024]"
     (line,) = refusals(tmp_path, typed, f"+config.BARLOW.COMMAND=['{typed}']")
     assert "[2024]: 3 images" in line
+
+
+def test_images_held_out_that_are_trained_on_are_said(images, tmp_path, capsys):
+    copies = shutil.copytree(images / "classes", tmp_path / "copies")
+    resolve(tmp_path / "run", CONFIG, TRUNK, from_folder(copies))
+    assert "warning" not in capsys.readouterr().out
+    for image in sorted(copies.glob("a/*.png")):
+        shutil.copy(image, image.with_stem(f"copy_{image.stem}"))
+    resolve(tmp_path / "run2", CONFIG, TRUNK, from_folder(copies))
+    assert "vissl_barlow: warning: 2 of 3 images held out are trained on" in capsys.readouterr().out
 
 
 def test_images_without_contrast_are_said(images, tmp_path, caplog):
