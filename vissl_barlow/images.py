@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from vissl_barlow.regular_files import read_regular
@@ -40,7 +41,7 @@ def decode_image(data: bytes) -> np.ndarray:
 
     What `PIL.Image.open(...).convert("RGB")` gives (VISSL's and torchvision's loader), within a
     grey level: the first frame of several is taken, the EXIF orientation is ignored. Two departures:
-    what is transparent stands on white (`rgb_on_white`), and 16-bit greyscale is scaled to 8 bits,
+    what is transparent stands on white (`rgb_on_white`), and greyscale of 12 or 16 bits is scaled to 8,
     where Pillow clips everything above 255 to white.
 
     Args:
@@ -131,15 +132,19 @@ def _jpeg_scans(data: bytes, most: int) -> int:
 
 
 def _rgb_array(image: Image.Image) -> np.ndarray:
-    # Pillow before 11 calls a 16-bit PNG "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    # Pillow calls a 16-bit PGM "I", and before 11 a 16-bit PNG too.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         grey = np.asarray(image)
-        levels = np.round(grey / 257).astype(np.uint8)
+        tags = getattr(image, "tag_v2", {})
+        (bits,) = tags.get(BITSPERSAMPLE, (16,))
+        levels = np.round(grey / ((2**bits - 1) / 255)).astype(np.uint8)
+        if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; Pillow heeds it up to 8 bits
+            levels = 255 - levels
         levels[grey == image.info.get("transparency", -1)] = 255
         return np.repeat(levels[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise UnreadableImage(
-            f"32-bit pixels (mode {image.mode}) have no range to scale to 8 bits: "
+            f"pixels of 32 bits or with a sign (mode {image.mode}) have no range to scale to 8 bits: "
             "convert the file to 8 or 16 bits"
         )
     return np.array(rgb_on_white(image))
@@ -196,10 +201,20 @@ def list_images(folder: str | os.PathLike[str]) -> list[str]:
     return image_listing(folder).images
 
 
-def image_listing(folder: str | os.PathLike[str]) -> ImageListing:
+def _is_image_to_torchvision(name: str) -> bool:
+    return name.lower().endswith(IMG_EXTENSIONS)
+
+
+def image_listing(
+    folder: str | os.PathLike[str], is_image: Callable[[str], bool] = _is_image_to_torchvision
+) -> ImageListing:
     """As `list_images`, with the links that were not followed, since their images are listed already.
 
     A folder's own place goes before a link to it, and the first link in the order before the next.
+
+    Args:
+        folder: the folder.
+        is_image: whether a file of this name is listed. Default: of those that torchvision lists.
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder} is not a folder")
@@ -210,7 +225,7 @@ def image_listing(folder: str | os.PathLike[str]) -> ImageListing:
     while waiting:
         links: list[tuple[str, ...]] = []
         for start in sorted(waiting):
-            if not _list_tree(folder, start, listed, visited, links):
+            if not _list_tree(folder, start, listed, visited, links, is_image):
                 repeated.append(os.path.join(*start))
         waiting = links
     images = [os.path.join(*parts, name) for parts in sorted(listed) for name in listed[parts]]
@@ -223,6 +238,7 @@ def _list_tree(
     listed: dict[tuple[str, ...], list[str]],
     visited: set[tuple[int, int]],
     links: list[tuple[str, ...]],
+    is_image: Callable[[str], bool],
 ) -> bool:
     """Adds to `listed` the images of the folder `start` and of those in it, to `links` the links.
 
@@ -245,7 +261,7 @@ def _list_tree(
                 for entry in entries:
                     if entry.is_dir():
                         (links if entry.is_symlink() else stack).append((*parts, entry.name))
-                    elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                    elif is_image(entry.name):
                         images.append(entry.name)
                     elif entry.is_symlink() and not os.path.exists(entry.path):
                         raise UnreadableFolder(f"{entry.path} is a link that leads nowhere")
@@ -257,8 +273,40 @@ def _list_tree(
     return True
 
 
-# Names of a data set's parts, each a folder of images of its own.
-PARTS = ("train", "val", "valid", "validation", "test")
+# A data set's parts as people name their folders: train, training_set, val2017, seg_test.
+_PART = re.compile(
+    r"(?P<before>(?:.*[^a-z])?)"
+    r"(?:(?P<train>train(?:ing)?)|(?P<val>val(?:id(?:ation)?)?|dev|eval)|(?P<test>test(?:ing)?))"
+    r"(?:[ _.-]?(?:set|split|data|images|imgs|\d+))*",
+    re.IGNORECASE,
+)
+
+
+def part_of_data_set(name: str) -> tuple[str, str] | None:
+    """Of the name of a part's folder: "train", "val" or "test", and what stands before; else None."""
+    match = _PART.fullmatch(name)
+    if match is None:
+        return None
+    kind = next(kind for kind in ("train", "val", "test") if match[kind])
+    return kind, match["before"].lower()
+
+
+def grouped_parts(tops: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Of folders those that are parts of one data set: to train on, and to test on, val before test.
+
+    Both are empty where one is, or where what stands before the parts' names is not the same.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for top in sorted(tops):
+        if found := part_of_data_set(top):
+            groups.setdefault(found[1], []).append((found[0], top))
+    for group in groups.values():
+        train, val, test = (
+            [top for kind, top in group if kind == wanted] for wanted in ("train", "val", "test")
+        )
+        if train and (val or test):
+            return train, val + test
+    return [], []
 
 
 def parts_of_data_set(images: Sequence[str]) -> list[str]:
@@ -268,9 +316,8 @@ def parts_of_data_set(images: Sequence[str]) -> list[str]:
         images: as `list_images` gives them.
     """
     tops = {name.partition(os.sep)[0] for name in images}
-    names = {top.lower() for top in tops}
-    is_root = "train" in names and len(names) > 1 and names <= set(PARTS)
-    return sorted(tops) if is_root else []
+    train, test = grouped_parts(tops)
+    return sorted(tops) if tops == {*train, *test} else []
 
 
 class ImageCheck(NamedTuple):
@@ -286,6 +333,7 @@ def unreadable_images(
     *,
     seed: int = 0,
     locate: Callable[[str], str | os.PathLike] = str,
+    see: Callable[[np.ndarray], object] = id,
 ) -> ImageCheck:
     """Decodes a random selection of images, or all, and collects those that cannot be read.
 
@@ -294,6 +342,7 @@ def unreadable_images(
         wanted: how many to decode, at most all; a negative number: all.
         seed: of the selection; the same seed, number and `wanted` select the same ones.
         locate: from an entry of `paths` to the path to open. Default: the entry itself.
+        see: called with each image that can be read. Default: nothing looks at it.
 
     Returns:
         How many were decoded, and the entries of `paths` that cannot be read, in their order there.
@@ -307,7 +356,7 @@ def unreadable_images(
     for index in chosen:
         path = str(paths[index])
         try:
-            read_image(locate(path))
+            see(read_image(locate(path)))
         except UnreadableImage:
             unreadable.append(path)
     return ImageCheck(checked, unreadable)

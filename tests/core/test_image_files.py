@@ -196,6 +196,12 @@ def test_what_cannot_be_listed_is_said(tmp_path, monkeypatch):
         (["0.png", "train/0.png", "val/0.png"], []),
         (["bus/0.png", "train/0.png", "val/0.png"], []),
         (["val/0.png", "test/0.png"], []),
+        (
+            ["train2014/0.png", "train2017/0.png", "val2017/0.png"],
+            ["train2014", "train2017", "val2017"],
+        ),
+        (["seg_test/0.png", "seg_train/0.png"], ["seg_test", "seg_train"]),
+        (["bullet_train/0.png", "driving_test/0.png"], []),
     ],
 )
 def test_a_root_of_parts_is_told_from_classes(images, parts):

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import warnings
 
 import numpy as np
@@ -169,6 +170,22 @@ def test_sixteen_bits_are_scaled_not_clipped(file_format):
     levels = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
     image = decode_image(encode(Image.fromarray(levels), file_format))
     assert image[0].tolist() == [[grey] * 3 for grey in (0, 0, 1, 1, 128, 255)]
+
+
+def test_grey_of_more_than_eight_bits_is_what_its_file_says():
+    """White may be zero, the bits may be 12, and a PGM's greatest level is its own."""
+    levels = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    inverted = encode(Image.fromarray(levels), "TIFF", tiffinfo={262: 0})
+    assert decode_image(inverted)[0, :, 0].tolist() == [255, 254, 127, 0]
+    for most in (4095, 65535):
+        levels = np.array([[0, most // 3, most]], dtype=">u2")
+        pgm = b"P5 3 1 %d\n" % most + levels.tobytes()
+        assert decode_image(pgm)[0, :, 0].tolist() == [0, 85, 255]
+    # As of an ordinary TIFF, two pixels in three bytes: 0xFFF, 0x800.
+    tags = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 3}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    tiff = b"II*\0" + struct.pack("<I", 12) + b"\xff\xf8\x00\0" + struct.pack("<H", len(tags))
+    assert decode_image(tiff + entries + bytes(4))[0, :, 0].tolist() == [255, 128]
 
 
 def bomb(file_format):

@@ -10,6 +10,7 @@ from vissl_barlow.experiment import IRRELEVANT_KEYS
 from vissl_barlow.own_images import OwnFolder
 from vissl_barlow.own_images import choices as keys
 from vissl_barlow.own_images.choices import Machine, agrees, choose, run_folder
+from vissl_barlow.paths import is_within
 from vissl_barlow.resnet import representation_dim
 
 CPU = Machine(gpus=0, gpu_bytes=0, bfloat16=True, cores=8)
@@ -160,6 +161,11 @@ def test_a_resumed_run_keeps_what_makes_it_and_follows_its_machine():
     assert (moved[keys.DEVICE], moved[keys.DEPTH]) == ("cpu", 50)
 
 
+def test_more_processes_than_cores_have_no_loader_workers():
+    two = Machine(gpus=0, gpu_bytes=0, bfloat16=True, cores=2)
+    assert chosen(folder(500, 40), two, PROCESSES=3)[WORKERS] == 0
+
+
 def test_a_run_may_be_extended_and_is_no_other():
     begun = {keys.EPOCHS: 10, keys.BATCH: 64}
     assert agrees(begun, {keys.EPOCHS: 20}) and agrees(begun, {"SEED_VALUE": 3})
@@ -169,3 +175,16 @@ def test_a_run_may_be_extended_and_is_no_other():
 def test_runs_are_named_after_their_folder():
     assert run_folder("/data/my photos/train") == "own_images/my_photos_train"
     assert run_folder("/") == "own_images/images"
+
+
+def test_a_run_leaves_its_pictures_outside_the_images(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    (photos / "cats").mkdir(parents=True)
+    beside = str(tmp_path / "own_images/photos")
+    monkeypatch.chdir(photos / "cats")
+    assert run_folder("..") == run_folder(str(photos)) == beside
+    assert run_folder(".") == str(photos / "own_images/cats")
+    monkeypatch.chdir(photos)
+    assert run_folder(".") == beside and run_folder("cats") == "own_images/cats"
+    assert is_within("runs/1", ".") and is_within(".", photos)
+    assert not is_within("../photos2", ".") and not is_within("runs", "cats")

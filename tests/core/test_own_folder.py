@@ -68,6 +68,27 @@ def test_a_part_beside_train_is_tested_on(tmp_path, part):
     assert len(found.test) == 4 and all(name.startswith(part) for name in found.test)
 
 
+@pytest.mark.parametrize(
+    ("train", "part"),
+    [
+        ("training", "validation"),
+        ("Training_Set", "test_set"),
+        ("train2017", "val2017"),
+        ("train-images", "dev"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+    ],
+)
+def test_parts_by_other_names_are_no_classes(tmp_path, train, part):
+    found = read_folder(classes(classes(tmp_path, train), part, images=2))
+    assert found.classes == BOTH and found.test_from == f"{part.partition('/')[0]}/"
+    assert len(found.train) == 6 and len(found.test) == 4
+
+
+def test_classes_named_like_parts_are_classes(tmp_path):
+    for number, names in enumerate([["bullet_train", "driving_test"], ["train", "trainer", "bus"]]):
+        assert read_folder(classes(tmp_path / str(number), names=names)).classes == sorted(names)
+
+
 def test_val_goes_before_test_and_fewer_classes_may_be_tested(tmp_path):
     classes(classes(tmp_path, "test", images=1), "train")
     found = read_folder(classes(tmp_path, "val", names=["b"]))
@@ -140,6 +161,52 @@ def test_folders_without_images_are_refused(tmp_path):
     (tmp_path / "a.HEIC").touch()
     with pytest.raises(FolderRefused, match=r"JPEG, PNG.* found \.heic"):
         read_folder(tmp_path)
+
+
+def test_what_is_hidden_is_left_out(tmp_path):
+    hidden = [".thumbs/a/1.png", "a/._1.png", "__MACOSX/a/1.png", "b/@eaDir/1.png"]
+    found = read_folder(fill(classes(tmp_path), *hidden))
+    assert found.classes == BOTH and len(found.train) + len(found.test) == 6
+    assert found.note == "4 hidden images (.thumbs, __MACOSX, a/._1.png, ...) left out"
+    # Where its own path is hidden, it is what was asked for.
+    assert read_folder(tmp_path / ".thumbs").note == ""
+    with pytest.raises(
+        FolderRefused, match=r"all of its 2 images are hidden \(\.b, c/\._1\.png\)"
+    ) as it:
+        read_folder(fill(tmp_path / "all", ".b/1.png", "c/._1.png"))
+    assert it.value.instead == str(tmp_path / "all" / ".b")
+
+
+def test_every_format_is_listed_and_others_are_named(tmp_path):
+    names = ["a.gif", "a.JFIF", "a.jpe", "a.pnm", "a.pbm", "a.apng", "a.jpg"]
+    unread = ["1.HEIC", "2.heic", "3.dng", "4.txt", "5.mp4", "._6.heic"]
+    for name in (*names, *unread):
+        (tmp_path / name).touch()
+    found = read_folder(tmp_path)
+    assert sorted(found.train) == sorted(names)
+    assert found.note == "no format that is read, and left out: 2 .heic, 1 .dng"
+
+
+def test_images_that_are_held_out_and_trained_on_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("train/a/1", "train/a/2", "train/b/3", "val/a/4", "val/b/5"):
+        fill(tmp_path, f"{name}.png")
+        pixels = rng.integers(0, 256, (9, 9, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.bmp")  # of one size in bytes
+        (tmp_path / f"{name}.png").unlink()
+    assert read_folder(tmp_path).warning == ""
+    (tmp_path / "val/b/5.bmp").write_bytes((tmp_path / "train/a/2.bmp").read_bytes())
+    found = read_folder(tmp_path)
+    assert found.trained_on == [("val/b/5.bmp", "train/a/2.bmp")]
+    assert found.warning.startswith("1 of 2 images held out are trained on as well, byte for byte")
+    assert read_folder(tmp_path / "val").warning == ""  # without any held out
+
+
+def test_classes_that_look_alike_are_named(tmp_path):
+    found = read_folder(classes(tmp_path, names=["cat", "Cat", "Caf\u00e9", "Cafe\u0301", "dog"]))
+    assert len(found.classes) == 5
+    assert "Cat, cat are 2 classes, though spelt alike" in found.note
+    assert "Cafe\u0301, Caf\u00e9 are 2 classes" in found.note
 
 
 @pytest.mark.parametrize("extra", ["extras/1.png", "1.png"])

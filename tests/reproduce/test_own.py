@@ -255,6 +255,10 @@ def test_all_that_is_wrong_is_refused_at_once(capsys, tmp_path):
                 "into images/CLASS/, two classes or more",
             ],
         ),
+        (
+            ("--images", "images", "--out", "images/report"),
+            [f"and its picture would be one of the images; give {tmp_path}/report"],
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["own", *arguments])

@@ -19,10 +19,11 @@ DIGITS = ("--config", "pretrain/vissl_barlow/digits_quickstart")
 @pytest.fixture
 def folder(tmp_path):
     rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
     for name in ("a/1.png", "a/2.png", "b/3.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(tmp_path / name)
-    return tmp_path
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / name)
+    return folder
 
 
 def drawn(monkeypatch, *arguments):
@@ -35,7 +36,7 @@ def drawn(monkeypatch, *arguments):
 
 def test_the_views_are_those_of_the_first_epoch(folder, monkeypatch, capsys):
     (folder / "a" / "0.png").write_text("no image")  # counts, as in the data source
-    out = folder / "views.png"
+    out = folder.parent / "views.png"
     images, views, crops, title = drawn(monkeypatch, folder, SIZE, "--out", out, "--seed", 3)
     assert len(images) == 3 and SIZE in title and "resnet50_in1k_1000ep" in title
     said = capsys.readouterr()
@@ -80,7 +81,13 @@ def test_images_that_own_images_hold_out_are_not_drawn(folder, monkeypatch, caps
         image.save(folder / "own" / name)
     given = {"size": 32, "crop_scale": "[0.2,1.0]", "blur_sigma": "[0.1,1.0]"}
     words = [f"config.DATA.TRAIN.TRANSFORMS.0.{key}={value}" for key, value in given.items()]
-    arguments = ("--config", "pretrain/vissl_barlow/own_images", *words, "--out", folder / "v.png")
+    arguments = (
+        "--config",
+        "pretrain/vissl_barlow/own_images",
+        *words,
+        "--out",
+        folder.parent / "v.png",
+    )
     images, views, _, _ = drawn(monkeypatch, folder / "own", *arguments)
     assert "views of 2 of 2 images" in capsys.readouterr().out
     two_views = TwoViews(32, crop_scale=(0.2, 1), blur_sigma=(0.1, 1), normalize_on_device=True)
@@ -137,7 +144,17 @@ def test_all_that_is_wrong_is_said_at_once(folder, capsys):
     ),
 )
 def test_what_cannot_be_drawn_is_refused_in_one_line(folder, capsys, arguments, remedy):
-    assert command.main([str(folder), *arguments, "--out", str(folder / "v.png")]) == 1
+    assert command.main([str(folder), *arguments, "--out", str(folder.parent / "v.png")]) == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and remedy in err
-    assert not (folder / "v.png").exists()
+    assert not (folder.parent / "v.png").exists()
+
+
+@pytest.mark.parametrize("out", ("v.png", "a/1.png", "v.jpg", "v"))
+def test_no_picture_takes_the_place_of_an_image_or_stands_among_them(folder, capsys, out):
+    before = (folder / "a/1.png").read_bytes()
+    place = folder if out.endswith(".png") else folder.parent
+    assert command.main([str(folder), SIZE, "--out", str(place / out)]) == 1
+    remedy = f"give {folder.parent / out.rpartition('/')[2]}" if place == folder else "give v.png"
+    assert remedy in capsys.readouterr().err
+    assert (folder / "a/1.png").read_bytes() == before and not (folder / "v.png").exists()

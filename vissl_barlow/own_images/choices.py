@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from vissl_barlow.experiment import IRRELEVANT_KEYS
-from vissl_barlow.images import PARTS
+from vissl_barlow.images import part_of_data_set
 from vissl_barlow.own_images.folder import OwnFolder
+from vissl_barlow.paths import is_within
 
 # What stands in a config for a value that is to be chosen.
 AUTO = "auto"
@@ -247,7 +248,7 @@ def _choose_batch(
         reason = "one for each GPU" if has_gpu else "torch uses all cores in one"
     processes = plan.settle(PROCESSES, most, reason)
     workers = machine.cores // processes - 1
-    workers = min(max(workers, 1), 16) if has_gpu else min(workers // 2, 4)
+    workers = min(max(workers, 1), 16) if has_gpu else min(max(workers // 2, 0), 4)
     plan.settle("DATA.NUM_DATALOADER_WORKERS", workers, f"{machine.cores} CPU cores")
     world = processes * nodes
     if recorded is not None:
@@ -339,11 +340,13 @@ def _choose_probe(plan: _Plan, folder: OwnFolder, epochs: int) -> None:
 
 def run_folder(root: str) -> str:
     """Where the run goes: named after the images' folder, and the one above where that is a part of a
-    data set."""
-    path = Path(root).absolute()
-    parts = [path.parent.name, path.name] if path.name.lower() in PARTS else [path.name]
+    data set; in the current folder, or beside the images where that is among them."""
+    path = Path(os.path.abspath(root))
+    is_part = part_of_data_set(path.name) in (("train", ""), ("val", ""), ("test", ""))
+    parts = [path.parent.name, path.name] if is_part else [path.name]
     name = re.sub(r"[^\w.-]+", "_", "_".join(filter(None, parts)))
-    return f"own_images/{name or 'images'}"
+    place = f"own_images/{name or 'images'}"
+    return str(path.parent / place) if is_within(place, root) else place
 
 
 def agrees(recorded: Mapping[str, Any], given: Mapping[str, Any]) -> bool:

@@ -5,24 +5,50 @@ import functools
 import hashlib
 import os
 import random
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from vissl_barlow.images import FORMATS, PARTS, list_images
+from vissl_barlow.images import FORMATS, MAX_BYTES, grouped_parts, image_listing, part_of_data_set
 from vissl_barlow.messages import listed
-from vissl_barlow.regular_files import open_regular
+from vissl_barlow.regular_files import open_regular, read_regular, regular_size
 
+# Images that are compared with one another: those held out, and trained on.
+COMPARED_TEST, COMPARED_TRAINING = 2000, 100_000
 # Of each class, one image in so many is held out where nothing else is there to test on.
 HELD_OUT_ONE_IN = 10
 # Enough for a median.
 SAMPLED_SIZES = 256
-# The parts that may be tested on, the first before the others: a test/ often has no labels.
-_TEST_PARTS = tuple(part for part in PARTS if part != "train")
+# Torchvision's, and others of the same formats.
+_ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe", ".apng", ".pbm", ".pnm")
+# Of pictures that are not read. What else lies beside images (texts, videos) is not missed.
+_UNREAD_ENDINGS = frozenset(
+    [
+        *(
+            ".heic",
+            ".heif",
+            ".avif",
+            ".jxl",
+            ".jp2",
+            ".j2k",
+            ".psd",
+            ".tga",
+            ".eps",
+            ".svg",
+            ".ico",
+        ),
+        *(".dcm", ".nii", ".npy", ".exr", ".hdr", ".pfm", ".raw", ".dng", ".cr2", ".cr3", ".nef"),
+        *(".arw", ".orf", ".rw2", ".raf"),
+    ]
+)
+# Where systems put copies and scraps of images, beside what is hidden by a dot.
+_HIDDEN_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 _SHOWN_ENDINGS = 3
 # Ends what is said of a folder that has none, before any note.
 WITHOUT_LABELS = "without labels"
@@ -73,6 +99,49 @@ class OwnFolder:
         sizes = [_size_of(os.path.join(self.root, name)) for name in chosen]
         return np.array([size for size in sizes if size], dtype=np.int64).reshape(-1, 2)
 
+    @functools.cached_property
+    def trained_on(self) -> list[tuple[str, str]]:
+        """Images of `test`, of at most 2000, that equal one of `train` byte for byte, and that one.
+
+        Of more than 100,000 training images none are looked at: it would take minutes.
+        """
+        if len(self.train) > COMPARED_TRAINING:
+            return []
+        count = min(COMPARED_TEST, len(self.test))
+        tested = {name: self._bytes(name) for name in random.Random(0).sample(self.test, count)}
+        sizes = set(tested.values()) - {0}
+        of_digest: dict[bytes, str] = {}
+        for name in self.train:
+            if self._bytes(name) in sizes:
+                of_digest.setdefault(self._digest(name), name)
+        known = ((name, of_digest.get(self._digest(name))) for name, size in tested.items() if size)
+        return [(name, twin) for name, twin in known if twin]
+
+    def _bytes(self, name: str) -> int:
+        try:
+            return regular_size(os.path.join(self.root, name))
+        except OSError:
+            return 0
+
+    def _digest(self, name: str) -> bytes:
+        try:
+            data = read_regular(os.path.join(self.root, name), MAX_BYTES)
+        except OSError:
+            data = os.fsencode(name)
+        return hashlib.blake2b(data, digest_size=16).digest()
+
+    @property
+    def warning(self) -> str:
+        """What makes the numbers on the images held out too good, in one line; "" if nothing does."""
+        if not (found := self.trained_on):
+            return ""
+        pairs = listed(f"{name} is {twin}" for name, twin in found)
+        compared = min(len(self.test), COMPARED_TEST)
+        return (
+            f"{len(found)} of {compared} images held out are trained on as well, byte for byte "
+            f"({pairs}): numbers on them are too good; remove one of each"
+        )
+
     @property
     def description(self) -> str:
         """What was found, in one line."""
@@ -90,6 +159,8 @@ class OwnFolder:
 def read_folder(path: str | os.PathLike[str]) -> OwnFolder:
     """Says what images `path` has, by the names of its folders alone.
 
+    What is hidden is left out, and said: names that begin with a dot, and where systems keep scraps.
+
     Folders of images are classes, named by the topmost that tell images apart, unless there is but one
     or images lie beside them. `train/` beside `val/` (or `valid/`, `validation/`, `test/`, the first
     whose classes are train's) gives the images to train and to test on. Otherwise 1 in 10 of each class
@@ -103,9 +174,48 @@ def read_folder(path: str | os.PathLike[str]) -> OwnFolder:
     root = os.fspath(path)
     if not os.path.isdir(root):
         raise _no_folder(root)
-    names = list_images(root)
+    unread: Counter[str] = Counter()
+    listed_names = image_listing(root, functools.partial(_is_image, unread=unread)).images
+    names = [name for name in listed_names if not _hidden(name)]
+    hidden = {_hidden(name): None for name in listed_names if _hidden(name)}
     if not names:
+        if hidden:
+            first = next(iter(hidden))
+            inside = os.path.isdir(os.path.join(root, first))
+            raise FolderRefused(
+                f"all of its {len(listed_names)} images are hidden ({listed(hidden)})",
+                os.path.join(root, first) if inside else None,
+            )
         raise FolderRefused(_what_else(root))
+    left_out = []
+    if hidden:
+        count = len(listed_names) - len(names)
+        left_out.append(f"{count} hidden images ({listed(hidden)}) left out")
+    if unread:
+        endings = (f"{count} {ending}" for ending, count in unread.most_common())
+        left_out.append(f"no format that is read, and left out: {listed(endings)}")
+    found = _read(root, names)
+    return replace(found, note="; ".join(filter(None, [found.note, *left_out])))
+
+
+def _is_image(name: str, unread: Counter[str]) -> bool:
+    """Whether a file is listed; counts in `unread` the pictures that are not."""
+    ending = os.path.splitext(name)[1].lower()
+    if ending in _UNREAD_ENDINGS and not _hidden(name):
+        unread[ending] += 1
+    return ending in _ENDINGS
+
+
+def _hidden(name: str) -> str:
+    """What of a path hides it: the path up to there; "" where nothing does."""
+    parts = name.split(os.sep)
+    for place, part in enumerate(parts):
+        if part.startswith(".") or part in _HIDDEN_FOLDERS:
+            return os.path.join(*parts[: place + 1])
+    return ""
+
+
+def _read(root: str, names: Sequence[str]) -> OwnFolder:
     base = _base(names)
     tops = _tops(names, base)
     if parts := _parts(tops):
@@ -168,12 +278,11 @@ def _firsts(names: Sequence[str], base: str) -> list[str]:
     return firsts
 
 
-def _parts(tops: Sequence[str]) -> list[str]:
+def _parts(tops: Iterable[str]) -> list[str]:
     """train/ and what is to be tested on beside it, as they are spelt; none if it is not such a data
     set."""
-    by_name = {top.lower(): top for top in tops}
-    test = [by_name[part] for part in _TEST_PARTS if part in by_name]
-    return [by_name["train"], *test] if "train" in by_name and test else []
+    train, test = grouped_parts(tops)
+    return [*train[:1], *test]
 
 
 def _labels(names: Sequence[str], base: str) -> tuple[list[str] | None, str]:
@@ -183,7 +292,8 @@ def _labels(names: Sequence[str], base: str) -> tuple[list[str] | None, str]:
         return None, ""
     if "" in tops:
         return None, "images lie beside folders of images, so these are taken for no classes"
-    if {top.lower() for top in tops} <= set(PARTS):
+    kinds = [part_of_data_set(top) for top in tops]
+    if None not in kinds and len({kind[1] for kind in kinds if kind}) == 1:
         return None, f"{listed(tops)} are parts of a data set, and no classes"
     return _firsts(names, base), ""
 
@@ -197,15 +307,21 @@ def _of_parts(root: str, names: Sequence[str], base: str, parts: Sequence[str]) 
         left_out = f"{listed(tests)} left out"
         return _with_held_out(root, own, None, f"{note}; {left_out}" if note else left_out)
     inside = os.path.relpath(_base(own), train_folder)
+    strangers: list[str] = []
     for part in tests:
         folder = os.path.join(base, part)
         test = _below(names, folder)
-        theirs = _firsts(test, os.path.normpath(os.path.join(folder, inside)))
-        if set(theirs) <= set(labels):
-            others = [other for other in tests if other != part]
-            note = f"{listed(others)} left out" if others else ""
-            return _labelled(root, own, labels, test, theirs, f"{part}/", note)
-    note = f"{listed(tests)} left out, since its classes are not those of {train}"
+        # Deeper ones may be named after the parts: seg_train/seg_train/CLASS.
+        for above in (os.path.normpath(os.path.join(folder, inside)), _base(test)):
+            theirs = _firsts(test, above)
+            strangers = sorted(set(theirs) - set(labels))
+            if not strangers:
+                others = [other for other in tests if other != part]
+                note = f"{listed(others)} left out" if others else ""
+                return _labelled(root, own, labels, test, theirs, f"{part}/", note)
+    note = (
+        f"{listed(tests)} left out, since its classes are not those of {train}: {listed(strangers)}"
+    )
     return _with_held_out(root, own, labels, note)
 
 
@@ -264,6 +380,13 @@ def _labelled(
     note: str,
 ) -> OwnFolder:
     classes = sorted(set(train_classes))
+    spelt: dict[str, list[str]] = {}
+    for name in classes:
+        spelt.setdefault(unicodedata.normalize("NFC", name).casefold().strip(), []).append(name)
+    for names in spelt.values():
+        if len(names) > 1:
+            alike = f"{listed(names)} are {len(names)} classes, though spelt alike"
+            note = f"{note}; {alike}" if note else alike
     index = {name: label for label, name in enumerate(classes)}
     train_labels, test_labels = (
         np.array([index[name] for name in names], dtype=np.int64)

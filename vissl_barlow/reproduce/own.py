@@ -18,6 +18,7 @@ from vissl_barlow.checkpoint import CheckpointError
 from vissl_barlow.datasets.file_lists import load_list, write_file_lists
 from vissl_barlow.images import UnreadableFolder
 from vissl_barlow.own_images import FolderRefused, OwnFolder, read_folder
+from vissl_barlow.paths import is_within
 from vissl_barlow.reproduce.commands import add_modes, add_out, run_row
 from vissl_barlow.reproduce.own_protocol import (
     LABELS,
@@ -70,6 +71,8 @@ def run(name: str, options: argparse.Namespace) -> int:
         raise ValueError("; ".join(reasons) or f"--only {options.only} matches none of {names}")
     if not options.dry_run:
         print(printable(f"{options.images}: {protocol.folder.description}"))
+        if protocol.folder.warning:
+            print(printable(f"warning: {protocol.folder.warning}"), file=sys.stderr, flush=True)
     for left, why in left_out.items():
         print(printable(f"left out: {left}: {why}"), file=sys.stderr, flush=True)
     lists = options.out.resolve() / OWN / "lists"
@@ -94,6 +97,11 @@ def _protocol(options: argparse.Namespace) -> Protocol:
     pretrained = _read_checkpoint(options, problems)
     folder = _read_images(options.images, problems)
     labels = _shares(options.labels, problems)
+    if options.images is not None and is_within(options.out, options.images):
+        problems.append(
+            f"--out {options.out}: lies in {options.images}, and its picture would be one of "
+            f"the images; give {Path(os.path.abspath(options.images)).parent / options.out.name}"
+        )
     if problems or pretrained is None or folder is None:
         raise ValueError("; ".join(problems))
     # What a job finds is not known here; GPUs are what VISSL's launcher asks for.

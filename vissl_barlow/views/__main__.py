@@ -5,6 +5,7 @@ with this seed draws in its first epoch from the same folder.
 """
 
 import argparse
+import os
 import random
 import re
 import sys
@@ -26,7 +27,7 @@ from vissl_barlow.images import UnreadableImage, list_images, read_image
 from vissl_barlow.overrides import compose_config
 from vissl_barlow.own_images import FolderRefused, OwnFolder, read_folder
 from vissl_barlow.own_images.choices import AUTO, DEVICE, choose, this_machine
-from vissl_barlow.paths import config_folder
+from vissl_barlow.paths import config_folder, is_within
 from vissl_barlow.views.parameters import view_seed
 from vissl_barlow.views.two_views import TwoViews
 
@@ -83,6 +84,11 @@ def _draw(options: argparse.Namespace) -> str:
         problems.append(f"--images {options.images}: give 1 or more")
     if not options.out.absolute().parent.is_dir():
         problems.append(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
+    if options.out.suffix.lower() != ".png":
+        problems.append(f"--out {options.out}: a PNG is written; give {options.out.stem}.png")
+    problems += [
+        _among_images(options.out, folder) for folder in folders if is_within(options.out, folder)
+    ]
     if problems:
         raise ValueError("; ".join(problems))
     size, read = source
@@ -102,6 +108,11 @@ def _draw(options: argparse.Namespace) -> str:
     with atomic_file(options.out) as file:
         draw_views(file, [image for _, image in chosen], pairs, crops, title)
     return f"views of {len(chosen)} of {size} images under {title}: {options.out}"
+
+
+def _among_images(out: Path, folder: str) -> str:
+    other = Path(os.path.abspath(folder)).parent / f"{out.stem}.png"
+    return f"--out {out}: lies in {folder}, and would be one of its images; give {other}"
 
 
 def _config(name: str, overrides: Sequence[str]) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def test_unreadable_images_are_counted_and_three_are_named(tmp_path):
     os.symlink("/dev/zero", bad / "d.jpg")
     message = refusal(tmp_path, *images_at(tmp_path / "images"))
     assert (
-        "4 of the 9 images checked cannot be read (bad/a.jpg, bad/b.jpg, bad/c.jpg, ...)" in message
+        "4 of the 9 images checked cannot be read (bad/a.jpg, bad/b.jpg, bad/c.jpg, ...: the first "
+        "since no image format that is read (" in message
     )
     assert "config.BARLOW.CHECK_IMAGES=0" in message
     # The remedy it names works.
@@ -153,6 +154,12 @@ def test_more_processes_than_gpus(tmp_path, monkeypatch):
 def test_warm_up_longer_than_training(tmp_path):
     message = refusal(tmp_path, "config.OPTIMIZER.num_epochs=1")
     assert message.startswith("config.OPTIMIZER.param_schedulers.lr.warmup_epochs=1:")
+
+
+def test_a_rate_that_learns_nothing(tmp_path):
+    key = "config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.base_value"
+    for rate in ("0", "-0.1"):
+        assert refusal(tmp_path, f"{key}={rate}").startswith(f"{key}={rate}: the rate of a batch")
 
 
 def test_checkpoint_folder_not_writable(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -133,6 +134,55 @@ def test_refusals_say_what_to_type_instead(images, tmp_path, name, overrides, re
     (line,) = refusals(tmp_path, *folder, *overrides)
     assert re.search(reason, line), line
     assert re.search(r"config\.[\w.]+=[^,;:() ]", line.partition(": ")[2]), line
+
+
+def test_a_run_among_the_images_is_refused(images, tmp_path):
+    with pytest.raises(ConfigError) as raised:
+        resolve(images / "classes" / "run", CONFIG, from_folder(images / "classes"))
+    (line,) = str(raised.value).splitlines()
+    assert "which would have the run's pictures among them" in line
+    assert line.endswith("; type config.CHECKPOINT.DIR=own_images/classes")
+
+
+@pytest.mark.parametrize("name", ["1.10", "2024_06", "1e3", "true"])
+def test_a_name_that_hydra_takes_for_a_number_is_no_other_folder(
+    images, tmp_path, monkeypatch, name
+):
+    """Of 1.10 it makes 1.1, which may be there."""
+    monkeypatch.chdir(tmp_path)
+    for place in (name, "1.1", "202406", "1000.0", "True", "2024"):
+        (tmp_path / place).symlink_to(images / "three")
+    typed = f"config.DATA.TRAIN.DATA_PATHS=[{name}]"
+    (line,) = refusals(tmp_path, typed, f"+config.BARLOW.COMMAND=['{typed}']")
+    (word,) = shlex.split(line.rpartition("quote what is meant: ")[2])
+    assert word == f'config.DATA.TRAIN.DATA_PATHS=["{name}"]'
+    (line,) = refusals(tmp_path, word)
+    assert f"[{name}]: 3 images to train on are too few" in line
+    typed = "config.DATA.TRAIN.DATA_PATHS=[2024]"
+    (line,) = refusals(tmp_path, typed, f"+config.BARLOW.COMMAND=['{typed}']")
+    assert "[2024]: 3 images" in line
+
+
+def test_images_held_out_that_are_trained_on_are_said(images, tmp_path, capsys):
+    copies = shutil.copytree(images / "classes", tmp_path / "copies")
+    resolve(tmp_path / "run", CONFIG, TRUNK, from_folder(copies))
+    assert "warning" not in capsys.readouterr().out
+    for image in sorted(copies.glob("a/*.png")):
+        shutil.copy(image, image.with_stem(f"copy_{image.stem}"))
+    resolve(tmp_path / "run2", CONFIG, TRUNK, from_folder(copies))
+    assert "vissl_barlow: warning: 2 of 3 images held out are trained on" in capsys.readouterr().out
+
+
+def test_images_without_contrast_are_said(images, tmp_path, caplog):
+    """Twelve bits in a file of sixteen have 15 grey levels of 255."""
+    (tmp_path / "dark").mkdir()
+    levels = np.random.default_rng(0).integers(0, 4096, (9, 40, 48), dtype=np.uint16)
+    for number, image in enumerate(levels):
+        Image.fromarray(image).save(tmp_path / "dark" / f"{number}.png")
+    resolve(tmp_path / "run", CONFIG, TRUNK, from_folder(images / "flat"))
+    assert "grey levels" not in caplog.text
+    resolve(tmp_path / "run", CONFIG, TRUNK, from_folder(tmp_path / "dark"))
+    assert "half of the 9 images checked" in caplog.text and "at most 16 of 255" in caplog.text
 
 
 def test_all_that_is_wrong_is_said_at_once(images, tmp_path):

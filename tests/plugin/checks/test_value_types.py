@@ -76,6 +76,17 @@ def test_a_single_entry_is_a_list_of_one(given, monkeypatch, key, value, expecte
         ("MODEL.NON_TRAINABLE_PARAMS", [3], "3 is no text; quote what is meant: 'config.MODEL"),
         ("MODEL.WEIGHTS_INIT.PARAMS_FILE", ["a.pth"], "['a.pth']: set one text, without brackets"),
         ("CHECKPOINT.DIR", 2024, "quote what is meant: 'config.CHECKPOINT.DIR=\"2024\"'"),
+        ("DATA.NUM_DATALOADER_WORKERS", -1, "-1: set a whole number of at least 0"),
+        ("OPTIMIZER.num_epochs", 1.5, "1.5: set a whole number of at least 1"),
+        ("OPTIMIZER.num_epochs", 0, "0: set a whole number of at least 1"),
+        ("CHECKPOINT.CHECKPOINT_FREQUENCY", 0, "0: set a whole number of at least 1"),
+        ("LOG_FREQUENCY", 0, "0: set a whole number of at least 1"),
+        ("DATA.TEST.BATCHSIZE_PER_REPLICA", 0, "0: set a whole number of at least 1"),
+        (
+            "MODEL.HEAD.PARAMS",
+            [["barlow_projector", {"in_dim": 8, "dims": []}]],
+            "dims of barlow_projector is []; set a list of widths, such as [2048,2048,2048]",
+        ),
         ("OPTIMIZER", "sgd", "sgd: this is a section, not one value; set its keys, config.OPT"),
     ],
 )
@@ -108,3 +119,13 @@ def test_all_is_said_at_once(tmp_path):
     keys = [line.partition("=")[0] for line in str(raised.value).splitlines()]
     expected = ["TEST_ONLY", "DATA", "BARLOW.CHECK_IMAGES", "LOSS.barlow_loss.lamda"]
     assert keys == [f"config.{key}" for key in expected]
+
+
+def test_what_is_to_be_quoted_is_what_was_typed(given):
+    from vissl_barlow.vissl_plugin.checks.value_types import check_types
+
+    cfg, _, _ = given("CHECKPOINT.DIR", 202406)
+    cfg.BARLOW["COMMAND"] = ["config.CHECKPOINT.DIR=2024_06"]
+    with pytest.raises(ConfigError) as raised:
+        check_types(cfg)
+    assert str(raised.value).endswith("meant: 'config.CHECKPOINT.DIR=\"2024_06\"'")

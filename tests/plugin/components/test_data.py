@@ -1,5 +1,8 @@
 """Data sources and samplers: which image is read, how it is labelled, in which order."""
 
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +60,26 @@ def test_the_next_readable_image_takes_the_place_of_one_that_is_not_and_is_marke
     (images / "b/0.png").unlink()
     (images / "b/1.png").unlink()
     assert int(source[2][0][0, 0, 0]) == 2  # past the end, at the beginning
+
+
+def test_other_images_of_the_same_number_are_another_experiment(images, tmp_path_factory):
+    """Of the same names as well; the same elsewhere are not."""
+    from vissl_barlow.vissl_plugin.run.experiment import images_identity
+
+    def identity(root) -> dict:
+        dataset = SimpleNamespace(data_objs=[folder_source(root)], label_sources=[])
+        return images_identity("TRAIN", dataset)
+
+    first = identity(images)
+    moved = shutil.copytree(images, tmp_path_factory.mktemp("moved") / "images")
+    assert identity(moved) == first and first["images in DATA.TRAIN"] == 4
+    (moved / "b/1.png").rename(moved / "b/2.png")
+    renamed = identity(moved)
+    (moved / "b/2.png").rename(moved / "b/1.png")
+    Image.new("RGB", (2, 2), (9, 9, 9)).save(moved / "b/1.png")
+    redrawn = identity(moved)
+    assert len({tuple(each.items()) for each in (first, renamed, redrawn)}) == 3
+    assert all(" in DATA.TRAIN" in key for key in first)
 
 
 def test_a_folder_of_nothing_but_bad_files_is_not_searched_for_hours(tmp_path):

@@ -62,14 +62,27 @@ def typed_keys(cfg) -> set[str]:
     return {match[1] for word in words if (match := _WORD.match(str(word)))}
 
 
+def typed_word(cfg, key: str) -> str | None:
+    """The last word of the command line that sets `key` itself; None where none does."""
+    words = [str(word) for word in cfg.BARLOW.get("COMMAND", [])]
+    found = [word for word in words if (match := _WORD.match(word)) and match[1] == key]
+    return found[-1] if found else None
+
+
 def is_typed(cfg, key: str) -> bool:
     """Whether a word of the command line sets `key`, or a section that has it."""
     return any(f"{key}.".startswith(f"{typed}.") for typed in typed_keys(cfg))
 
 
+# What hydra takes for no text.
+_OTHER = re.compile(r"true|false|null|nan|inf|[\d_.]+e[\d_-]+", re.IGNORECASE)
+
+
 def pasteable(key: str, value: str) -> str:
     """The word of a command line that sets a key to one text: quoted as bash, zsh and hydra need it."""
-    plain = re.fullmatch(r"[\w./-]*", value, re.ASCII)
+    plain = re.fullmatch(r"[\w./-]*[A-Za-z/][\w./-]*", value, re.ASCII) and not _OTHER.fullmatch(
+        value
+    )
     text = value if plain else QuotedString(value, Quote.double).with_quotes()
     return shlex.quote(f"config.{key}={text}")
 

@@ -1,6 +1,7 @@
 """Refuses folders and lists of images that are missing, too short, or hold what cannot be decoded."""
 
 import copy
+import logging
 import os
 from collections.abc import Sequence
 from typing import cast
@@ -12,8 +13,10 @@ from vissl.data.torchvision_dataset import TorchvisionDataset, TorchvisionDatase
 from vissl_barlow.datasets.file_lists import load_list
 from vissl_barlow.images import (
     UnreadableFolder,
+    UnreadableImage,
     image_listing,
     parts_of_data_set,
+    read_image,
     unreadable_images,
 )
 from vissl_barlow.messages import listed
@@ -25,6 +28,8 @@ from vissl_barlow.vissl_plugin.errors import ConfigError
 _FOLDER_OF_VISSL = "disk_folder"
 _OF_TORCHVISION = "torchvision_dataset"
 OWN_FOLDER = "barlow_own_folder"
+# Grey levels of 255. Of 12 bits in a file of 16 there are 15.
+_LEAST_CONTRAST = 32
 _NAMES_OF_TORCHVISION = [
     value for name, value in vars(TorchvisionDatasetName).items() if name.isupper()
 ]
@@ -143,18 +148,44 @@ def _check_own_folder(cfg, split: str, folder: str | None) -> None:
 
 
 def _check_decodable(cfg, key: str, folder: str, images: Sequence[str]) -> None:
+    contrasts: list[int] = []
+
+    def locate(name: str) -> str:
+        return os.path.join(folder, name)
+
     checked, unreadable = unreadable_images(
-        images, cfg.BARLOW.CHECK_IMAGES, locate=lambda name: os.path.join(folder, name)
+        images,
+        cfg.BARLOW.CHECK_IMAGES,
+        locate=locate,
+        see=lambda image: contrasts.append(int(np.ptp(image))),
     )
+    if contrasts and np.median(contrasts) < _LEAST_CONTRAST:
+        logging.warning(
+            "half of the %d images checked in %s have at most %d of 255 grey levels between their "
+            "darkest and their lightest pixel: they are blank, or hold 12 bits in files of 16; scale "
+            "them to the whole range",
+            len(contrasts),
+            folder,
+            np.median(contrasts),
+        )
     if unreadable:
         raise ConfigError(
             key,
             f"[{folder}]",
             f"{len(unreadable)} of the {checked} images checked cannot be read "
-            f"({listed(unreadable)}); remove or replace them, or "
+            f"({listed(unreadable)}{_why(locate(unreadable[0]))}); remove or replace them, or "
             "start all the same with config.BARLOW.CHECK_IMAGES=0: each is then replaced by its "
             "neighbour, and counted",
         )
+
+
+def _why(path: str) -> str:
+    """Why the first of those that are named cannot be read."""
+    try:
+        read_image(path)
+    except UnreadableImage as error:
+        return f": the first since {str(error).removeprefix(f'{path}: ')}"
+    return ""
 
 
 def _check_list(cfg, split: str, index: int) -> None:
@@ -247,6 +278,7 @@ def check_listed_images(cfg, split: str, path: str, images: Sequence[str]) -> No
             f"DATA.{split}.DATA_PATHS",
             f"[{path}]",
             f"{len(unreadable)} of the {checked} images checked are missing or cannot be read "
-            f"({listed([locate(image) for image in unreadable])}); make the list anew, or start all "
+            f"({listed([locate(image) for image in unreadable])}{_why(locate(unreadable[0]))}); make "
+            "the list anew, or start all "
             "the same with config.BARLOW.CHECK_IMAGES=0",
         )

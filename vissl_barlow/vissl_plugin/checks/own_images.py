@@ -31,9 +31,11 @@ from vissl_barlow.own_images.choices import (
     run_folder,
     this_machine,
 )
+from vissl_barlow.paths import is_within
 from vissl_barlow.provenance import derived_values
-from vissl_barlow.vissl_plugin.checks.common import Refusals, pasteable
+from vissl_barlow.vissl_plugin.checks.common import Refusals, pasteable, typed_word
 from vissl_barlow.vissl_plugin.checks.images import OWN_FOLDER
+from vissl_barlow.vissl_plugin.checks.syntax import quoted
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 # Those that a user wants to know, and may want to change; the others are in the log.
@@ -121,6 +123,11 @@ def _folder(cfg) -> OwnFolder:
             f"one folder is trained on; type config.{FOLDER}=FOLDER, with one that has these, or links "
             "to them, in it",
         )
+    if not _is_as_typed(cfg, paths[0]):
+        word = typed_word(cfg, FOLDER) or f"config.{FOLDER}=[{paths[0]}]"
+        cfg.DATA.TRAIN.DATA_PATHS = []  # which others take no offence at
+        remedy = f"{paths[0]} is no text; quote what is meant: {quoted(word)}"
+        raise ConfigError(FOLDER, paths, remedy)
     path = os.path.expanduser(str(paths[0]))
     cfg.DATA.TRAIN.DATA_PATHS = [path]
     try:
@@ -134,6 +141,15 @@ def _folder(cfg) -> OwnFolder:
     except UnreadableFolder as error:
         remedy = f"{error}; its images would be missing: make it readable, or remove it"
         raise ConfigError(FOLDER, f"[{path}]", remedy) from None
+
+
+def _is_as_typed(cfg, path: Any) -> bool:
+    """Whether it is a text, or a number whose digits are those of the command line: of 2024_06 hydra
+    makes 202406, of 1.10 1.1."""
+    if isinstance(path, str):
+        return True
+    typed = (typed_word(cfg, FOLDER) or "").partition("=")[2]
+    return type(path) is int and typed.strip("[]") == str(path)
 
 
 def _check(cfg, folder: OwnFolder, opened: list[str]) -> None:
@@ -159,6 +175,15 @@ def _check(cfg, folder: OwnFolder, opened: list[str]) -> None:
                     f"...), and no two views can be cut out; type config.{FOLDER}=FOLDER, with one "
                     f"of larger ones, or config.{VIEW_SIZE}=32 to enlarge these",
                 )
+    with refusals:
+        given = folder is not _NO_FOLDER and RUN_FOLDER not in opened
+        if given and is_within(str(cfg.CHECKPOINT.DIR), folder.root):
+            raise ConfigError(
+                RUN_FOLDER,
+                cfg.CHECKPOINT.DIR,
+                f"lies in the folder of the images, {folder.root}, which would have the run's "
+                f"pictures among them; type {pasteable(RUN_FOLDER, run_folder(folder.root))}",
+            )
     with refusals:
         kind = cfg.BARLOW.PROBE.KIND
         if kind not in ("", None, AUTO) and folder is not _NO_FOLDER and not folder.classes:
@@ -233,6 +258,8 @@ def _as_list(value: Any) -> list:
 
 def _print(folder: OwnFolder, choices: Mapping[str, Choice]) -> None:
     print(f"vissl_barlow: {folder.root}: {folder.description}")
+    if folder.warning:
+        print(f"vissl_barlow: warning: {folder.warning}")
     shown = {key: each for key, each in choices.items() if key in _SHOWN}
     if not shown:
         return

@@ -24,7 +24,8 @@ def check_batch(cfg) -> None:
         raise ConfigError(
             "DATA.TRAIN.BATCHSIZE_PER_REPLICA",
             cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA,
-            f"the global batch is {batch}, and a correlation over the batch needs at least 2 images",
+            f"the global batch is {batch}, and a correlation over the batch needs at least 2 images; "
+            "type config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=2 or more",
         )
 
 
@@ -66,6 +67,13 @@ def check_schedule(cfg) -> None:
             lr.warmup_epochs,
             "the warm-up must be shorter than the training, "
             f"config.OPTIMIZER.num_epochs={cfg.OPTIMIZER.num_epochs}",
+        )
+    scaling = lr.get("auto_lr_scaling", {})
+    if scaling.get("auto_scale") and not scaling["base_value"] > 0:
+        raise ConfigError(
+            f"{key}.auto_lr_scaling.base_value",
+            scaling["base_value"],
+            "the rate of a batch of 256 must be above 0, or nothing is learned",
         )
     if not lr.start_value > 0:
         raise ConfigError(f"{key}.start_value", lr.start_value, "the peak rate must be above 0")

@@ -33,25 +33,25 @@ def _problem(word: str) -> str | None:
         if "=" not in word:
             return f"{word}: hydra wants KEY=VALUE, without spaces around the sign"
         remedy = "hydra cannot read this; quote the value for the shell and for hydra"
-        return f"{word}: {remedy}: {_quoted(word)}"
+        return f"{word}: {remedy}: {quoted(word)}"
     if not several:
         return None
     key, _, value = word.partition("=")
     return (
         f"{word}: these are several values; for a list, {shlex.quote(f'{key}=[{value}]')}; for one "
-        f"text with commas, {_quoted(word)}"
+        f"text with commas, {quoted(word)}"
     )
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     """`word`, KEY=VALUE, for a shell, with its value a text to hydra, or a list of such."""
     key, _, value = word.partition("=")
     if value.startswith("["):
         entries = value.removeprefix("[").removesuffix("]").split(",")
-        quoted = f"[{','.join(map(_text, entries))}]"
+        text = f"[{','.join(map(_text, entries))}]"
     else:
-        quoted = _text(value)
-    return shlex.quote(f"{key}={quoted}")
+        text = _text(value)
+    return shlex.quote(f"{key}={text}")
 
 
 def _text(value: str) -> str:

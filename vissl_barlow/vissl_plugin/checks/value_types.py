@@ -12,7 +12,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vissl_barlow.vissl_plugin.checks.common import Refusals, vissl_defaults
+from vissl_barlow.vissl_plugin.checks.common import (
+    Refusals,
+    named_heads,
+    typed_word,
+    vissl_defaults,
+)
+from vissl_barlow.vissl_plugin.checks.syntax import quoted
 from vissl_barlow.vissl_plugin.errors import ConfigError, set_keys_of
 
 # Keys of this plugin's in VISSL's sections, where their components do not check them.
@@ -28,6 +34,19 @@ _NUMBERS = {"lengths", "cls_list"}
 # Lists in which each place has its meaning: a single number would stand for all, or for the first.
 _PLACES = {"INPUT_SHAPE", "betas", "power_range"}
 _PATHS = re.compile(r"(.*_)?(DIR|FILE|FOLDER|PATHS?|PREFIX)")
+# The least of whole numbers with which a run comes to an end; others fail hours later, or never.
+_LEAST = {
+    "SEED_VALUE": 0,
+    "LOG_FREQUENCY": 1,
+    "TEST_EVERY_NUM_EPOCH": 1,
+    "CHECKPOINT.CHECKPOINT_FREQUENCY": 1,
+    "DISTRIBUTED.NUM_NODES": 1,
+    "DISTRIBUTED.NUM_PROC_PER_NODE": 1,
+    "DATA.NUM_DATALOADER_WORKERS": 0,
+    "DATA.TRAIN.BATCHSIZE_PER_REPLICA": 1,
+    "DATA.TEST.BATCHSIZE_PER_REPLICA": 1,
+    "OPTIMIZER.num_epochs": 1,
+}
 # A number, or a word of torch's or VISSL's own.
 _FREE = {"NORM_TYPE", "QK_SCALE"}
 
@@ -49,41 +68,61 @@ def complete_values(cfg) -> None:
 
 
 def check_types(cfg) -> None:
-    """Raises ConfigError for values that are not of the type of VISSL's default.
+    """Raises ConfigError for values that are not of the type of VISSL's default, or below their least.
 
     Each becomes the default, so that others can be looked at before all are said.
     """
     refusals = Refusals()
     for key, default, section, name in _values(cfg, _defaults()):
-        remedy = _remedy(key, name, default, section[name])
+        remedy = _remedy(key, name, default, section[name], typed_word(cfg, key))
         if remedy:
             with refusals:
                 value = section[name]
                 section[name] = _copied(default, type(section))
                 raise ConfigError(key, value, remedy)
+    with refusals:
+        _check_widths(cfg)
     refusals.raise_all()
 
 
-def _remedy(key: str, name: str, default: Any, value: Any) -> str | None:
+def _check_widths(cfg) -> None:
+    """Of heads, whose options are no keys of VISSL's defaults."""
+    for name, options in named_heads(cfg):
+        dims = options.get("dims", [1]) if isinstance(options, Mapping) else [1]
+        if not (isinstance(dims, list) and dims and all(type(dim) is int for dim in dims)):
+            remedy = f"dims of {name} is {dims}; set a list of widths, such as [2048,2048,2048]"
+            raise ConfigError("MODEL.HEAD.PARAMS", cfg.MODEL.HEAD.PARAMS, remedy)
+
+
+def _remedy(key: str, name: str, default: Any, value: Any, word: str | None) -> str | None:
     """What to do about `value`, or None if it is of the default's type."""
     if name in _FREE or default is None or value == default:
         return None
     if isinstance(default, Mapping):
         return None if isinstance(value, Mapping) else set_keys_of(key)
     if isinstance(default, list):
-        return _remedy_of_list(key, name, default, value)
+        return _remedy_of_list(key, name, default, value, word)
     if isinstance(default, bool):
         return "set true or false" if isinstance(value, str | list | Mapping) else None
     if isinstance(default, int | float):
-        return None if _is_number(value) else "set a number"
+        return _remedy_of_number(key, value)
     if isinstance(value, list | Mapping):
         return "set one text, without brackets"
     if _PATHS.fullmatch(name) and not isinstance(value, str | None):
-        return f"{value} is no text; quote what is meant: 'config.{key}=\"{value}\"'"
+        return f"{value} is no text; quote what is meant: {quoted(word or f'config.{key}={value}')}"
     return None
 
 
-def _remedy_of_list(key: str, name: str, default: list, value: Any) -> str | None:
+def _remedy_of_number(key: str, value: Any) -> str | None:
+    if not _is_number(value):
+        return "set a number"
+    least = _LEAST.get(key)
+    if least is not None and (value < least or value != int(value)):
+        return f"set a whole number of at least {least}"
+    return None
+
+
+def _remedy_of_list(key: str, name: str, default: list, value: Any, word: str | None) -> str | None:
     if name in _PLACES:
         fits = (
             isinstance(value, list) and len(value) == len(default) and all(map(_is_number, value))
@@ -96,7 +135,8 @@ def _remedy_of_list(key: str, name: str, default: list, value: Any) -> str | Non
         if name == "LABEL_PATHS" and isinstance(entry, list):
             continue  # several files of labels for one data set
         if kind == "names" and _is_scalar(entry) and not isinstance(entry, str):
-            return f"{entry} is no text; quote what is meant: 'config.{key}=[\"{entry}\"]'"
+            meant = quoted(word or f"config.{key}=[{entry}]")
+            return f"{entry} is no text; quote what is meant: {meant}"
         if not _is_one(kind, entry):
             return f"set a list of {kind}; {entry} is none"
     return None

@@ -5,6 +5,7 @@ An image that cannot be read is reported with its path and the running count, th
 takes its place, and the sample is marked in `data_valid`, which the monitor counts.
 """
 
+import hashlib
 import logging
 import os
 import random
@@ -19,9 +20,13 @@ from vissl.data.dataset_catalog import VisslDatasetCatalog
 from vissl_barlow.digits import digits
 from vissl_barlow.images import UnreadableImage, list_images, read_image
 from vissl_barlow.own_images import read_folder
+from vissl_barlow.regular_files import open_regular
 from vissl_barlow.vissl_plugin.components.reproducible import view_seed
 from vissl_barlow.vissl_plugin.components.views import ImageWithRng, with_rng
 from vissl_barlow.vissl_plugin.settings import Settings
+
+# Enough to tell two data sets apart whose files have the same names.
+_COMPARED_FILES, _COMPARED_BYTES = 64, 1 << 16
 
 
 def register_source(name: str) -> Callable[[type], type]:
@@ -111,6 +116,20 @@ class BarlowImageFolder(BarlowSource):
         folders = [Path(os.fsdecode(name)).parts[0] for name in self.names]
         index = {folder: label for label, folder in enumerate(sorted(set(folders)))}
         return [index[folder] for folder in folders]
+
+    def identity(self) -> str:
+        """A digest of the images' names below the folder, and of how some of their files begin."""
+        digest = hashlib.blake2b(digest_size=6)
+        for name in self.names:
+            digest.update(name + b"\n")
+        count = min(len(self), _COMPARED_FILES)
+        for index in sorted(random.Random(0).sample(range(len(self)), count)):
+            try:
+                with open_regular(self._path(index)) as file:
+                    digest.update(file.read(_COMPARED_BYTES))
+            except OSError:  # it may be gone for a while
+                digest.update(b"unreadable")
+        return digest.hexdigest()
 
     def read(self, index: int) -> tuple[np.ndarray, bool]:
         for attempt in range(min(len(self), self.max_consecutive_unreadable)):

@@ -77,13 +77,17 @@ def _sha256(path: str, state: tuple[int, ...]) -> str:
 
 
 def images_identity(split: str, dataset) -> dict[str, Any]:
-    """How many images VISSL's `dataset` of a split has and, where they are labelled, classes."""
+    """How many images VISSL's `dataset` of a split has, where they are labelled, classes, and which
+    images they are, where a source says so."""
     found: dict[str, Any] = {
         f"images in DATA.{split}": sum(len(source) for source in dataset.data_objs)
     }
     classes = classes_of(dataset)
     if classes is not None:
         found[f"classes in DATA.{split}"] = classes
+    known = [source.identity() for source in dataset.data_objs if hasattr(source, "identity")]
+    if known:
+        found[f"the digest of names and files in DATA.{split}"] = " ".join(known)
     return found
 
 
