@@ -9,7 +9,12 @@ from digits_on_disk import OVERLAY
 from PIL import Image
 from vissl_runs import compose, resolve
 
-from vissl_barlow.checkpoint import TrunkDepth, load_trunk
+from vissl_barlow.checkpoint import (
+    CheckpointError,
+    TrunkDepth,
+    as_vissl_checkpoint,
+    load_trunk,
+)
 from vissl_barlow.resnet import build_trunk
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
@@ -167,6 +172,27 @@ def test_a_trunk_of_another_depth_width_or_stem_says_the_keys(
 
     model = compose(config, *settings)
     model_weights(model_on_meta(model), f"{tmp_path}/brought.pth")
+
+
+@pytest.mark.parametrize("part", ["trunk", "heads"])
+def test_weights_that_are_not_finite(checkpoints, tmp_path, part):
+    # Not at the top: imported before the plugin is registered, they would keep VISSL's own functions.
+    from vissl_barlow.vissl_plugin.checks.common import model_on_meta
+    from vissl_barlow.vissl_plugin.components.weights import model_weights
+
+    cfg = compose("benchmark/vissl_barlow/imagenet1k_linear", OVERLAY)
+    path = tmp_path / "linear.torch"
+    saved = as_vissl_checkpoint(checkpoints["torchvision"])
+    model = saved["classy_state_dict"]["base_model"]["model"]
+    heads = {"0.linear.weight": torch.ones(10, 256), "0.linear.bias": torch.ones(10)}
+    model["heads"] = heads
+    torch.save(saved, path)
+    assert model_weights(model_on_meta(cfg), str(path))[1].keys() == heads.keys()
+    name = next(iter(model[part]))
+    model[part][name] = model[part][name] * float("nan")
+    torch.save(saved, path)
+    with pytest.raises(CheckpointError, match=rf"linear\.torch: .*not finite .*{name}"):
+        model_weights(model_on_meta(cfg), str(path))
 
 
 def test_one_of_two_trunks_is_chosen_by_a_key(checkpoints, digits_on_disk, tmp_path):
