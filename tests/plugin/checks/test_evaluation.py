@@ -237,3 +237,53 @@ def test_more_best_answers_or_steps_than_there_are(digits_on_disk, tmp_path):
     )
     assert short.startswith("config.OPTIMIZER.param_schedulers.lr=")
     assert "num_epochs=10" in short
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "told"),
+    [
+        ("imagenet1k_semi_1pct", ["num_epochs=20"], None),
+        ("imagenet1k_semi_1pct_released", ["num_epochs=40"], None),
+        ("imagenet1k_linear", ["num_epochs=40"], None),
+        ("cifar10_linear", ["num_epochs=50"], ".lr.milestones=[30,40]'"),
+        (
+            "imagenet1k_semi_1pct",
+            ["num_epochs=40"],
+            "rate falls at the milestones of 20 epochs; set, in proportion, "
+            "'config.OPTIMIZER.param_schedulers.lr.milestones=[24,32]' "
+            "'config.OPTIMIZER.param_schedulers.lr_head.milestones=[24,32]'",
+        ),
+        (
+            "imagenet1k_semi_1pct",
+            ["num_epochs=40", "param_schedulers.lr.milestones=[24,32]"],
+            "set, in proportion, 'config.OPTIMIZER.param_schedulers.lr_head.milestones=[24,32]'",
+        ),
+        ("imagenet1k_semi_1pct", ["num_epochs=2"], "set config.OPTIMIZER.num_epochs=3 or more"),
+    ],
+)
+def test_milestones_of_other_epochs_than_are_typed(config, words, told):
+    """Each config with so many epochs trains, or is refused with what to type beside them."""
+    from vissl_barlow.vissl_plugin.checks.evaluation import check_classifier
+    from vissl_barlow.vissl_plugin.settings import complete
+
+    name = f"benchmark/vissl_barlow/{config}"
+    overrides = [f"config.OPTIMIZER.{word}" for word in words]
+    cfg = compose(name, *overrides)
+    cfg.BARLOW.COMMAND = [f"config={name}", *overrides]
+    complete(cfg.BARLOW)
+    if told is None:
+        check_classifier(cfg)
+        return
+    with pytest.raises(ConfigError) as raised:
+        check_classifier(cfg)
+    assert str(raised.value).startswith(f"{overrides[0]}: ") and told in str(raised.value)
+
+
+def test_a_run_that_is_extended_keeps_its_milestones():
+    from vissl_barlow.vissl_plugin.checks.evaluation import check_classifier
+
+    name, longer = "benchmark/vissl_barlow/cifar10_linear", "config.OPTIMIZER.num_epochs=400"
+    cfg = compose(name, longer)
+    cfg.BARLOW.COMMAND = [f"config={name}", longer]
+    cfg.BARLOW.EXTEND = True
+    check_classifier(cfg)
