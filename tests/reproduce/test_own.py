@@ -11,6 +11,7 @@ from vissl_runs import resolve
 
 from vissl_barlow.checkpoint import save_atomically, to_vissl
 from vissl_barlow.datasets.file_lists import load_list
+from vissl_barlow.overrides import compose_config
 from vissl_barlow.reproduce import commands, report_tables
 from vissl_barlow.reproduce.__main__ import main
 from vissl_barlow.reproduce.own_protocol import LABELS, Protocol, read_pretrained
@@ -186,6 +187,28 @@ def test_the_users_overrides_have_the_last_word(capsys, tmp_path, images):
         if name.startswith("semi"):  # each process has its share of 9 images, 8 in all
             assert overrides["OPTIMIZER.param_schedulers.lr.milestones"] == "[3,4]"
             assert overrides["DATA.TRAIN.BATCHSIZE_PER_REPLICA"] == "4"
+
+
+def test_the_images_are_normalised_as_in_pretraining(capsys, tmp_path, images):
+    """By config/pretrain/vissl_barlow/cifar10.yaml's numbers, say, in every evaluation."""
+    mean, std = [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]
+    views = {
+        f"{name}.{i}": v
+        for name, each in (("mean", mean), ("std", std))
+        for i, v in enumerate(each)
+    }
+    weights = checkpoint(tmp_path / "c.torch", {"size": 32, **views})
+    found = planned(capsys, "--checkpoint", weights, "--images", images, "--labels", "10")
+    assert len(found) == 8
+    for _, overrides in found.values():
+        for split in ("TRAIN", "TEST"):
+            key = f"DATA.{split}.TRANSFORMS.3"
+            assert overrides[f"{key}.mean"] == "[0.4914,0.4822,0.4465]"
+            assert overrides[f"{key}.std"] == "[0.247,0.2435,0.2616]"
+    # The transform that has them, in each config.
+    for name in ("linear", "knn", "semi", "svm"):
+        data = compose_config(f"benchmark/vissl_barlow/own_{name}").DATA
+        assert data.TRAIN.TRANSFORMS[3].name == data.TEST.TRANSFORMS[3].name == "Normalize"
 
 
 def test_a_share_of_the_labels_has_every_class_and_the_smaller_ones(tmp_path):

@@ -10,7 +10,7 @@ from pretend_runs import pretend_study
 
 from vissl_barlow.reproduce.__main__ import main
 from vissl_barlow.reproduce.commands import add_study_arguments, run_study
-from vissl_barlow.reproduce.studies import load_study, read_result
+from vissl_barlow.reproduce.studies import folder_name, load_study, read_result
 
 
 def _options(tmp_path, *arguments):
@@ -100,6 +100,17 @@ def test_overrides_of_the_evaluation_and_of_slurm_reach_it(tmp_path, capsys):
     assert overrides[0] not in evaluation
 
 
+def test_an_override_of_the_evaluation_is_none_of_the_pretraining(tmp_path, capsys):
+    """In one folder the result of the one would pass for the other's."""
+    arguments = ["table5", "--only", "only inv", "--out", str(tmp_path), "--dry-run"]
+    epochs, folders = "config.OPTIMIZER.num_epochs=7", set()
+    for more in ([epochs], ["--linear", epochs]):
+        assert main([*arguments, *more]) == 0
+        words = shlex.split(capsys.readouterr().out)
+        folders.add(next(word for word in words if word.startswith("config.CHECKPOINT.DIR=")))
+    assert len(folders) == 2
+
+
 def test_however_many_overrides_the_folder_has_a_name_of_its_own(tmp_path, capsys):
     names = set()
     for last in ("", "config.LOG_FREQUENCY=1", "config.LOG_FREQUENCY=2"):
@@ -112,6 +123,24 @@ def test_however_many_overrides_the_folder_has_a_name_of_its_own(tmp_path, capsy
         folder.mkdir(parents=True)
         names.add(folder)
     assert len(names) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["config.NEAREST_NEIGHBOR.SIGMA=0.1"], ["config.NEAREST_NEIGHBOR.SIGMA=-0.1"]),
+        (["config.A.values=[1,23]"], ["config.A.values=[1,[23]]"]),
+        (["config.A=[1,2]"], ["config.A=1-2"]),
+        (["config.A=1e-6"], ["config.A=1e6"]),
+        (["config.A=b/c"], ["config.A=b-c"]),
+        (["config.A=" + 99 * "b" + "=1"], ["config.A=" + 99 * "b" + "=-1"]),
+        (["config.A=1"], ["linear.config.A=1"]),
+    ],
+)
+def test_other_overrides_have_another_folder(one, other):
+    """The results of the ones would pass for those of the others."""
+    assert folder_name("linear", one) != folder_name("linear", other)
+    assert folder_name("linear", one) == folder_name("linear", list(one))
 
 
 def test_a_failed_run_is_told_with_its_last_line_and_a_status(tmp_path, capsys):

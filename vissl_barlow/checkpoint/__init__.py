@@ -9,7 +9,13 @@ rules. Tensors are never touched: dtypes, strides and `num_batches_tracked` surv
 `python -m vissl_barlow.checkpoint --to FORMAT [--trunk PREFIX] IN OUT`.
 """
 
-from vissl_barlow.checkpoint.architecture import TrunkDepth, check_fits, trunk_depth
+from vissl_barlow.checkpoint.architecture import (
+    TrunkDepth,
+    check_finite,
+    check_fits,
+    check_values,
+    trunk_depth,
+)
 from vissl_barlow.checkpoint.names import (
     detectron2_name,
     to_detectron2,
@@ -24,7 +30,9 @@ __all__ = [
     "Trunk",
     "TrunkDepth",
     "as_vissl_checkpoint",
+    "check_finite",
     "check_fits",
+    "check_values",
     "detectron2_name",
     "load_trunk",
     "read_checkpoint",

@@ -1,8 +1,8 @@
-"""Which ResNet a state dict in torchvision's names is, and whether it fits a model."""
+"""Which ResNet a state dict in torchvision's names is, whether it fits a model, and can be one's."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from vissl_barlow.messages import listed
 from vissl_barlow.resnet import ARCHITECTURES, build_trunk
 
 NAMES_SHOWN = 4
+_BOOKKEEPING = ".num_batches_tracked"
+# What a weight may be stored in.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STEM_CHANNELS = 64  # of a ResNet that is not widened
 
 
@@ -68,8 +71,66 @@ def check_fits(state_dict: Mapping[str, Tensor], model: nn.Module) -> None:
         raise CheckpointError(f"the checkpoint does not fit {type(model).__name__}: {misfit}")
 
 
+def check_values(state_dict: Mapping[str, Tensor], whole: Container[str] = ()) -> None:
+    """Refuses tensors that torch would load into a model and that cannot be a trained model's.
+
+    Weights are dense, in float16, bfloat16, float32 or float64, and finite; variances are not below 0.
+
+    Args:
+        whole: names of tensors that are whole numbers in the model, beside `num_batches_tracked`.
+
+    Raises:
+        CheckpointError: says which tensors are not so, and what to take instead.
+    """
+    weights = {
+        name: tensor
+        for name, tensor in state_dict.items()
+        if not name.endswith(_BOOKKEEPING) and name not in whole
+    }
+    kinds = {name: kind for name, tensor in weights.items() if (kind := _why_no_weight(tensor))}
+    if kinds:
+        shown = listed((f"{name} is {kind}" for name, kind in kinds.items()), NAMES_SHOWN)
+        raise CheckpointError(
+            f"{len(kinds)} tensors are no weights ({shown}): save the state dict of the model in "
+            "float32 (or float16, bfloat16), as it was before it was quantised or made sparse"
+        )
+    check_finite(weights)
+    negative = [
+        name
+        for name, tensor in weights.items()
+        if name.endswith("running_var") and (tensor < 0).any()
+    ]
+    if negative:
+        raise CheckpointError(
+            f"variances below 0 in {len(negative)} tensors ({listed(negative, NAMES_SHOWN)}): no "
+            "training leaves such; take another copy of the file"
+        )
+
+
+def check_finite(weights: Mapping[str, Any]) -> None:
+    """Raises CheckpointError if a tensor among `weights` holds NaN or an infinity; says which."""
+    names = [
+        name
+        for name, tensor in weights.items()
+        if isinstance(tensor, Tensor) and not tensor.isfinite().all()
+    ]
+    if names:
+        raise CheckpointError(
+            f"not finite (NaN or inf) in {len(names)} tensors ({listed(names, NAMES_SHOWN)}): take a "
+            "checkpoint from before its training diverged"
+        )
+
+
+def _why_no_weight(tensor: Tensor) -> str:
+    if tensor.dtype not in _DTYPES:
+        return str(tensor.dtype)
+    if tensor.layout != torch.strided:
+        return str(tensor.layout)
+    return "without data" if tensor.is_meta else ""
+
+
 def _required(names: Iterable[str]) -> set[str]:
-    return {name for name in names if not name.endswith(".num_batches_tracked")}
+    return {name for name in names if not name.endswith(_BOOKKEEPING)}
 
 
 @cache

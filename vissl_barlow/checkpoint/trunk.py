@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vissl_barlow.checkpoint.architecture import NAMES_SHOWN, TrunkDepth, trunk_depth
+from vissl_barlow.checkpoint.architecture import (
+    NAMES_SHOWN,
+    TrunkDepth,
+    check_values,
+    trunk_depth,
+)
 from vissl_barlow.checkpoint.names import (
     VISSL_PATH,
     VISSL_PREFIX,
@@ -99,7 +104,8 @@ def load_trunk(path: str | os.PathLike, prefix: str = "") -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: damaged, holds code, or holds no ResNet-18/34/50/101/152; several trunks of
-            which none is known to be the one evaluated; or none with this prefix.
+            which none is known to be the one evaluated; none with this prefix; or tensors that are no
+            weights, or not finite.
         OSError: the file is missing or cannot be opened.
     """
     return read_trunk(path, prefix).state_dict
@@ -174,6 +180,7 @@ def _extract_trunk(checkpoint: Any, path: str | os.PathLike, wanted: str) -> Tru
     }
     try:
         layout = trunk_depth(own)
+        check_values(own)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     others = tuple(other for other in stages if other != prefix)

@@ -9,9 +9,15 @@ import os
 import re
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
-from vissl_barlow.checkpoint import CheckpointError, load_trunk, read_checkpoint, to_detectron2
+from vissl_barlow.checkpoint import (
+    CheckpointError,
+    check_finite,
+    load_trunk,
+    read_checkpoint,
+    to_detectron2,
+)
 from vissl_barlow.detection import compat  # noqa: F401 (first: mends what follows)
 
 # isort: split
@@ -27,20 +33,6 @@ _NAMES_SHOWN = 4
 
 def _shown(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
-
-
-def _refuse_not_finite(path: str | os.PathLike, weights: Mapping) -> None:
-    """Detectron2 stops at the first step with a loss that is NaN, which says nothing of the file."""
-    names = [
-        name
-        for name, tensor in weights.items()
-        if isinstance(tensor, Tensor) and not tensor.isfinite().all()
-    ]
-    if names:
-        raise CheckpointError(
-            f"{path}: not finite (NaN or inf) in {len(names)} tensors ({_shown(names)}): take a "
-            "checkpoint from before its training diverged"
-        )
 
 
 def load_backbone(model: nn.Module, path: str | os.PathLike) -> int:
@@ -65,7 +57,6 @@ def load_backbone(model: nn.Module, path: str | os.PathLike) -> int:
     state = model.state_dict()
     places = {match[1]: name for name in state if (match := _BACKBONE.search(name))}
     trunk = to_detectron2(load_trunk(path))["model"]
-    _refuse_not_finite(path, trunk)
     loaded = {
         places[name]: tensor
         for name, tensor in trunk.items()
@@ -101,7 +92,10 @@ class StrictCheckpointer(DetectionCheckpointer):
         if not isinstance(checkpoint, Mapping):
             raise CheckpointError(f"{filename}: holds no model of Detectron2's")
         checkpoint = checkpoint if "model" in checkpoint else {"model": checkpoint}
-        _refuse_not_finite(filename, checkpoint["model"])
+        try:
+            check_finite(checkpoint["model"])
+        except CheckpointError as error:
+            raise CheckpointError(f"{filename}: {error}") from None
         return checkpoint
 
     def _load_model(self, checkpoint):

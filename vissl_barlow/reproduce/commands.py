@@ -31,6 +31,7 @@ from vissl_barlow.reproduce.studies import (
     LINEAR_EVALUATION,
     Experiment,
     Study,
+    folder_name,
     linear_evaluation,
     load_study,
     pretraining,
@@ -289,7 +290,8 @@ def _refuse_swept(
 def _run_experiment(experiment: Experiment, seed: int, options: argparse.Namespace) -> bool:
     """Runs, submits or prints what is left of one experiment; whether nothing failed."""
     # Runs with more overrides are others: they must not pass for the study's own.
-    name = slug("-".join([experiment.folder, *options.overrides, *options.linear]))
+    of_evaluation = [f"linear.{word}" for word in options.linear]
+    name = folder_name(experiment.folder, [*options.overrides, *of_evaluation])
     folder = options.out.resolve() / options.data / "runs" / name / f"seed{seed}"
     if read_result(folder, options.data):
         return True

@@ -28,7 +28,7 @@ from vissl_barlow.reproduce.own_protocol import (
     read_pretrained,
 )
 from vissl_barlow.reproduce.settings import is_irrelevant
-from vissl_barlow.reproduce.studies import slug
+from vissl_barlow.reproduce.studies import folder_name
 from vissl_barlow.reproduce.text import printable
 from vissl_barlow.reproduce.transfer import OWN
 
@@ -203,7 +203,7 @@ def _run(evaluation: Evaluation, trunk: str, lists: Path, options: argparse.Name
     """Runs, submits or prints an evaluation of one of TRUNKS; whether nothing failed."""
     # Runs with more overrides are others: they must not pass for the protocol's own.
     more = [word for word in options.overrides if not is_irrelevant(word.partition("=")[0])]
-    name = f"{OWN}/{slug('-'.join([evaluation.name, *more]))}/{trunk}"
+    name = f"{OWN}/{folder_name(evaluation.name, more)}/{trunk}"
     values = {
         "checkpoint": str(options.checkpoint.resolve()) if trunk == "pretrained" else "",
         "lists": str(lists),

@@ -36,18 +36,22 @@ SVM_FOLDS = 3  # voc07_svm's
 SMALLEST_CROP, LARGEST_SMALL_CROP, PAPERS_CROP = 32, 96, 224
 # Of BYOL, which the paper takes; views that say nothing else have these.
 _CROP_SCALE, _FLIP_P = [0.08, 1.0], 0.5
+_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _EPOCHS = re.compile(r"\+*config\.OPTIMIZER\.num_epochs=(\d+)")
 
 
 @dataclass(frozen=True)
 class Pretrained:
     """What a checkpoint says: which trunk it holds, and of the views that it was pretrained on their
-    `size` in pixels (None: not known), `crop_scale` and `flip_p` (the paper's, where not known)."""
+    `size` in pixels (None: not known), `crop_scale`, `flip_p`, and the `mean` and `std` of each channel
+    that they are normalised by (the paper's, where not known)."""
 
     layout: TrunkDepth
     size: int | None
     crop_scale: list[float]
     flip_p: float
+    mean: list[float]
+    std: list[float]
 
 
 def read_pretrained(path: str, prefix: str = "") -> Pretrained:
@@ -55,16 +59,26 @@ def read_pretrained(path: str, prefix: str = "") -> Pretrained:
     layout = read_trunk(path, prefix).layout
     views = _views(read_checkpoint(path))
 
-    def share(name: str, otherwise: float) -> float:
+    def number(name: str, otherwise: float, low: float = 0, high: float = 1) -> float:
         value = views.get(name)
-        return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else otherwise
+        return (
+            float(value) if isinstance(value, int | float) and low <= value <= high else otherwise
+        )
+
+    def channels(name: str, otherwise: Sequence[float], low: float) -> list[float]:
+        return [
+            number(f"{name}.{place}", default, low, math.inf)
+            for place, default in enumerate(otherwise)
+        ]
 
     size = views.get("size")
     return Pretrained(
         layout,
         size if type(size) is int and size > 0 else None,
-        [share(f"crop_scale.{place}", default) for place, default in enumerate(_CROP_SCALE)],
-        share("flip_p", _FLIP_P),
+        [number(f"crop_scale.{place}", default) for place, default in enumerate(_CROP_SCALE)],
+        number("flip_p", _FLIP_P),
+        channels("mean", _MEAN, -math.inf),
+        channels("std", _STD, 0),
     )
 
 
@@ -127,7 +141,7 @@ class Protocol:
         possible: list[Evaluation] = []
         left_out: dict[str, str] = {}
         images = len(self.folder.train)
-        common = [*self._trunk(), *self._device()]
+        common = [*self._trunk(), *self._device(), *self._normalization()]
         possible.append(
             self._classifier("linear", rows["linear"], "train", common, images, LINEAR_EPOCHS)
         )
@@ -209,6 +223,16 @@ class Protocol:
             override("MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER", layout.width_multiplier),
             override("MODEL.TRUNK.RESNETS.SMALL_STEM", layout.small_stem),
         ]
+
+    def _normalization(self) -> Iterator[str]:
+        """Of the pretraining: the trunk has seen no other numbers."""
+        for name, own, papers in (
+            ("mean", self.pretrained.mean, _MEAN),
+            ("std", self.pretrained.std, _STD),
+        ):
+            if own != papers:  # the last transform, of training and test images of each config
+                for split in ("TRAIN", "TEST"):
+                    yield override(f"DATA.{split}.TRANSFORMS.3.{name}", own)
 
     def _device(self) -> list[str]:
         """Nothing of it changes a result."""

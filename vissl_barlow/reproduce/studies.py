@@ -46,6 +46,9 @@ DIGITS_EPOCHS = 20
 # File systems take 255 bytes; a longer name of a run's folder ends in a digest instead.
 LONGEST_NAME = 200
 
+# Overrides that a folder's name tells from all others: of one word or number, 1e-6 among them.
+_KEPT_BY_SLUG = re.compile(r"[\w.]+=[\w.]+(-\d+)?")
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -97,6 +100,16 @@ class Study:
     x_label: str
     best_of: str
     axes: frozenset[str]
+
+
+def folder_name(name: str, overrides: Sequence[str]) -> str:
+    """`name` and the user's overrides as a folder's name, no two alike: else the results of one would
+    pass for the other's."""
+    text = "-".join([name, *overrides])
+    if all(map(_KEPT_BY_SLUG.fullmatch, overrides)):
+        return slug(text)
+    # Signs, brackets and commas are lost in a slug.
+    return slug(f"{text}-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
 
 def slug(text: str) -> str:

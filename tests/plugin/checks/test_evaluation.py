@@ -9,7 +9,12 @@ from digits_on_disk import OVERLAY
 from PIL import Image
 from vissl_runs import compose, resolve
 
-from vissl_barlow.checkpoint import TrunkDepth, load_trunk
+from vissl_barlow.checkpoint import (
+    CheckpointError,
+    TrunkDepth,
+    as_vissl_checkpoint,
+    load_trunk,
+)
 from vissl_barlow.resnet import build_trunk
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
@@ -169,6 +174,27 @@ def test_a_trunk_of_another_depth_width_or_stem_says_the_keys(
     model_weights(model_on_meta(model), f"{tmp_path}/brought.pth")
 
 
+@pytest.mark.parametrize("part", ["trunk", "heads"])
+def test_weights_that_are_not_finite(checkpoints, tmp_path, part):
+    # Not at the top: imported before the plugin is registered, they would keep VISSL's own functions.
+    from vissl_barlow.vissl_plugin.checks.common import model_on_meta
+    from vissl_barlow.vissl_plugin.components.weights import model_weights
+
+    cfg = compose("benchmark/vissl_barlow/imagenet1k_linear", OVERLAY)
+    path = tmp_path / "linear.torch"
+    saved = as_vissl_checkpoint(checkpoints["torchvision"])
+    model = saved["classy_state_dict"]["base_model"]["model"]
+    heads = {"0.linear.weight": torch.ones(10, 256), "0.linear.bias": torch.ones(10)}
+    model["heads"] = heads
+    torch.save(saved, path)
+    assert model_weights(model_on_meta(cfg), str(path))[1].keys() == heads.keys()
+    name = next(iter(model[part]))
+    model[part][name] = model[part][name] * float("nan")
+    torch.save(saved, path)
+    with pytest.raises(CheckpointError, match=rf"linear\.torch: .*not finite .*{name}"):
+        model_weights(model_on_meta(cfg), str(path))
+
+
 def test_one_of_two_trunks_is_chosen_by_a_key(checkpoints, digits_on_disk, tmp_path):
     trunk = load_trunk(checkpoints["torchvision"])
     both = {
@@ -211,3 +237,53 @@ def test_more_best_answers_or_steps_than_there_are(digits_on_disk, tmp_path):
     )
     assert short.startswith("config.OPTIMIZER.param_schedulers.lr=")
     assert "num_epochs=10" in short
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "told"),
+    [
+        ("imagenet1k_semi_1pct", ["num_epochs=20"], None),
+        ("imagenet1k_semi_1pct_released", ["num_epochs=40"], None),
+        ("imagenet1k_linear", ["num_epochs=40"], None),
+        ("cifar10_linear", ["num_epochs=50"], ".lr.milestones=[30,40]'"),
+        (
+            "imagenet1k_semi_1pct",
+            ["num_epochs=40"],
+            "rate falls at the milestones of 20 epochs; set, in proportion, "
+            "'config.OPTIMIZER.param_schedulers.lr.milestones=[24,32]' "
+            "'config.OPTIMIZER.param_schedulers.lr_head.milestones=[24,32]'",
+        ),
+        (
+            "imagenet1k_semi_1pct",
+            ["num_epochs=40", "param_schedulers.lr.milestones=[24,32]"],
+            "set, in proportion, 'config.OPTIMIZER.param_schedulers.lr_head.milestones=[24,32]'",
+        ),
+        ("imagenet1k_semi_1pct", ["num_epochs=2"], "set config.OPTIMIZER.num_epochs=3 or more"),
+    ],
+)
+def test_milestones_of_other_epochs_than_are_typed(config, words, told):
+    """Each config with so many epochs trains, or is refused with what to type beside them."""
+    from vissl_barlow.vissl_plugin.checks.evaluation import check_classifier
+    from vissl_barlow.vissl_plugin.settings import complete
+
+    name = f"benchmark/vissl_barlow/{config}"
+    overrides = [f"config.OPTIMIZER.{word}" for word in words]
+    cfg = compose(name, *overrides)
+    cfg.BARLOW.COMMAND = [f"config={name}", *overrides]
+    complete(cfg.BARLOW)
+    if told is None:
+        check_classifier(cfg)
+        return
+    with pytest.raises(ConfigError) as raised:
+        check_classifier(cfg)
+    assert str(raised.value).startswith(f"{overrides[0]}: ") and told in str(raised.value)
+
+
+def test_a_run_that_is_extended_keeps_its_milestones():
+    from vissl_barlow.vissl_plugin.checks.evaluation import check_classifier
+
+    name, longer = "benchmark/vissl_barlow/cifar10_linear", "config.OPTIMIZER.num_epochs=400"
+    cfg = compose(name, longer)
+    cfg.BARLOW.COMMAND = [f"config={name}", longer]
+    cfg.BARLOW.EXTEND = True
+    check_classifier(cfg)

@@ -85,11 +85,31 @@ def test_neighbours_want_one_known_class_per_image():
     assert "1 classes of the test images (5) have no training image" in line
 
 
+def test_neighbours_without_a_vote():
+    votes = AttrDict({"NEAREST_NEIGHBOR": {"TOPK": 1, "SIGMA": 0.01}})
+    tools.check_votes(votes)
+    votes.NEAREST_NEIGHBOR.update(TOPK=0, SIGMA=-0.1)
+    with pytest.raises(ConfigError) as raised:
+        tools.check_votes(votes)
+    assert [line[:40] for line in str(raised.value).splitlines()] == [
+        "config.NEAREST_NEIGHBOR.TOPK=0: as many ",
+        "config.NEAREST_NEIGHBOR.SIGMA=-0.1: an i",
+    ]
+    for sigma in (0, float("nan"), float("inf")):
+        votes.NEAREST_NEIGHBOR.update(TOPK=1, SIGMA=sigma)
+        with pytest.raises(ConfigError):
+            tools.check_votes(votes)
+
+
 def test_what_a_tool_would_not_read_is_refused_where_the_tool_runs(
     digits_on_disk, tmp_path, monkeypatch
 ):
     start = (OVERLAY, *digits_on_disk.folders(), "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=")
-    odd = ("config.TEST_ONLY=true", f"config.EXTRACT_FEATURES.OUTPUT_DIR={tmp_path}/features")
+    odd = (
+        "config.TEST_ONLY=true",
+        f"config.EXTRACT_FEATURES.OUTPUT_DIR={tmp_path}/features",
+        "config.NEAREST_NEIGHBOR.TOPK=0",
+    )
     few = "config.DATA.TRAIN.DATA_LIMIT=10"
     resolve(tmp_path / "run", KNN, *start, odd[1], few)
     monkeypatch.setattr(tools, "running_tool", lambda *names: "nearest_neighbor_test")
@@ -100,6 +120,7 @@ def test_what_a_tool_would_not_read_is_refused_where_the_tool_runs(
     assert [line.partition("=")[0] for line in lines] == [
         "config.TEST_ONLY",
         "config.EXTRACT_FEATURES.OUTPUT_DIR",
+        "config.NEAREST_NEIGHBOR.TOPK",
     ]
     with pytest.raises(ConfigError) as raised:  # classes of the images that are read
         resolve(tmp_path / "run", KNN, *start, few)

@@ -11,6 +11,7 @@ from vissl_barlow.vissl_plugin.errors import ConfigError
 
 DIGITS = "pretrain/vissl_barlow/digits_quickstart"
 LINEAR = "benchmark/vissl_barlow/imagenet1k_linear"
+SEMI = "benchmark/vissl_barlow/imagenet1k_semi_1pct"
 SHIPPED = sorted(
     str(path.relative_to(folder / "config").with_suffix(""))
     for folder in (config_folder("configs"), config_folder("benchmark_configs"))
@@ -40,7 +41,7 @@ def _composed(name):
 
 @pytest.fixture(scope="module")
 def configs():
-    return {name: _composed(name) for name in (DIGITS, LINEAR)}
+    return {name: _composed(name) for name in (DIGITS, LINEAR, SEMI)}
 
 
 def refusals(config, command=(), **given) -> list[str]:
@@ -126,7 +127,41 @@ def test_what_a_base_config_may_leave_behind_is_refused_where_it_was_typed(
 def test_a_rate_and_its_base_may_be_typed_together(configs):
     lr = "config.OPTIMIZER.param_schedulers.lr"
     command = [f"{lr}.start_value=1.0", f"{lr}.auto_lr_scaling.base_value=1.0"]
-    assert refusals(configs[DIGITS], command) == []
+    section = "OPTIMIZER__param_schedulers__lr"
+    base = f"{section}__auto_lr_scaling__base_value"
+    alike = {f"{section}__start_value": 1.0, base: 1.0}
+    assert refusals(configs[DIGITS], command, **alike) == []
+    (line,) = refusals(configs[DIGITS], command, **{**alike, base: 0.5})
+    assert line.startswith(f"{lr}.start_value=1.0: ") and "base_value=0.5, scaled" in line
+
+
+def test_the_values_of_a_scaled_rate_are_its_bases_and_fall_evenly(configs):
+    """VISSL makes base_value times powers of values[1] / values[0] of them."""
+    lr = "config.OPTIMIZER.param_schedulers.lr_head"
+    section = "OPTIMIZER__param_schedulers__lr_head"
+    base = f"{section}__auto_lr_scaling__base_value"
+    typed = [f"{lr}.values=[1,0.2,0.04]"]
+    (line,) = refusals(configs[SEMI], typed, **{f"{section}__values": [1, 0.2, 0.04]})
+    assert (
+        "the rate is config.OPTIMIZER.param_schedulers.lr_head.auto_lr_scaling.base_value" in line
+    )
+    typed.append(f"{lr}.auto_lr_scaling.base_value=1")
+    alike = {f"{section}__values": [1, 0.2, 0.04], base: 1}
+    assert refusals(configs[SEMI], typed, **alike) == []
+    uneven = {**alike, f"{section}__values": [1, 0.2, 0.1]}
+    (line,) = refusals(configs[SEMI], typed, **uneven)
+    assert "falls by values[1] / values[0] each time" in line
+    fixed = {f"{section}__auto_lr_scaling__auto_scale": False}
+    assert refusals(configs[SEMI], typed[:1], **uneven, **fixed) == []
+
+
+def test_the_base_of_a_rate_that_is_not_scaled(configs):
+    scaling = "config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling"
+    typed = [f"{scaling}.base_value=0.1", f"{scaling}.auto_scale=false"]
+    assert refusals(configs[LINEAR], typed) == []
+    off = {"OPTIMIZER__param_schedulers__lr__auto_lr_scaling__auto_scale": False}
+    (line,) = refusals(configs[LINEAR], typed, **off)
+    assert line.startswith(f"{scaling}.base_value=") and "the rate is not scaled" in line
 
 
 def test_what_holds_anyway_may_be_typed(configs):

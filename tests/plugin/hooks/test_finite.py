@@ -5,9 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from interrupted_runs import EVERY_STEPS, SHORT, checkpoints
+from vissl.hooks import CheckNanModelOutputHook
+from vissl_runs import compose
 
 from vissl_barlow.checkpoint import read_checkpoint
-from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
+from vissl_barlow.vissl_plugin.hooks import barlow_hooks
+from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss, BarlowFiniteOutputs
+
+LINEAR = "benchmark/vissl_barlow/imagenet1k_linear"
 
 NOT_FINITE = """
 import torch
@@ -68,3 +73,21 @@ def test_loss_scaling_may_overflow_now_and_then(not_finite, scaled, stops):
     else:
         finite_loss.check(task)
     assert finite_loss.non_finite == 0
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("several", [False, True])
+def test_outputs_that_are_not_finite_end_an_evaluation(several, train):
+    (hook,) = [
+        hook
+        for hook in barlow_hooks([CheckNanModelOutputHook()], compose(LINEAR), False)
+        if isinstance(hook, BarlowFiniteOutputs)
+    ]
+    output = torch.ones(2, 3)
+    task = SimpleNamespace(iteration=7, train=train)
+    task.last_batch = SimpleNamespace(model_output=[torch.ones(2), output] if several else output)
+    hook.on_forward(task)
+    output[1, 2] = float("nan")
+    kind = "training" if train else "test"
+    with pytest.raises(FloatingPointError, match=f"not finite for a {kind} batch after 7 steps"):
+        hook.on_forward(task)

@@ -76,3 +76,15 @@ def test_numbers_of_classes_with_gaps_one_class_and_more_neighbours_than_images(
     found = nearest_neighbor_test(configured(tmp_path, TOPK=200, SIGMA=0.01), "res5avg")
     assert found == (top_1, 100.0)
     assert json.loads((tmp_path / "knn_res5avg.json").read_text())["neighbours"] == 4
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_features_that_are_not_finite_have_no_neighbours(tmp_path, split):
+    for each in ("train", "test"):
+        write_features(tmp_path, each, np.eye(4), np.arange(4))
+    broken = np.eye(4)
+    broken[2, 1] = np.nan
+    write_features(tmp_path, split, broken, np.arange(4))
+    with pytest.raises(FloatingPointError, match=f"1 of 4 {split} images are not finite"):
+        nearest_neighbor_test(configured(tmp_path, TOPK=2), "res5avg")
+    assert not (tmp_path / "knn_res5avg.json").exists()

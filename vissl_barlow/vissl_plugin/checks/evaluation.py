@@ -1,13 +1,18 @@
 """Refuses a classifier or weights that do not fit, or would mislead, before an evaluation starts."""
 
 import logging
+import re
+import shlex
+from collections.abc import Sequence
 
 from classy_vision.optim.param_scheduler import build_param_scheduler
+from hydra.errors import HydraException
 from vissl.utils import checkpoint as vissl_checkpoint
 from vissl.utils.io import is_url
 
 from vissl_barlow.checkpoint import CheckpointError
-from vissl_barlow.vissl_plugin.checks.common import model_on_meta
+from vissl_barlow.overrides import compose_config, override
+from vissl_barlow.vissl_plugin.checks.common import is_typed, model_on_meta
 from vissl_barlow.vissl_plugin.components.weights import (
     heads_must_be_loaded,
     model_weights,
@@ -32,6 +37,7 @@ def classifier_outputs(cfg) -> int | None:
 def check_classifier(cfg) -> None:
     """Raises ConfigError unless the schedules fit the training of a classifier."""
     names = ["lr", *(["lr_head"] if cfg.OPTIMIZER.head_optimizer_params.use_different_lr else [])]
+    _check_milestones(cfg, names)
     for name in names:
         schedule = cfg.OPTIMIZER.param_schedulers[name]
         try:
@@ -42,6 +48,53 @@ def check_classifier(cfg) -> None:
                 schedule.to_dict(),
                 f"does not fit config.OPTIMIZER.num_epochs={cfg.OPTIMIZER.num_epochs} ({error})",
             ) from None
+
+
+def _check_milestones(cfg, names: list[str]) -> None:
+    """Raises ConfigError if other epochs than the config's are typed and its milestones are not."""
+    epochs = cfg.OPTIMIZER.num_epochs
+    keys = {f"OPTIMIZER.param_schedulers.{name}.milestones": name for name in names}
+    left = {
+        key: cfg.OPTIMIZER.param_schedulers[name].milestones
+        for key, name in keys.items()
+        if cfg.OPTIMIZER.param_schedulers[name].name == "multistep" and not is_typed(cfg, key)
+    }
+    if not left or not is_typed(cfg, "OPTIMIZER.num_epochs") or cfg.BARLOW.EXTEND:
+        return
+    shipped = _shipped_epochs(cfg.BARLOW.COMMAND)
+    if shipped in (None, epochs):
+        return
+    scaled = {key: _in_proportion(each, epochs / shipped) for key, each in left.items()}
+    remedy = "set, in proportion, " + " ".join(
+        shlex.quote(override(key, milestones)) for key, milestones in scaled.items()
+    )
+    last = max(milestones[-1] for milestones in scaled.values())
+    if last >= epochs:
+        remedy = f"set config.OPTIMIZER.num_epochs={last + 1} or more, which has room for them"
+    raise ConfigError(
+        "OPTIMIZER.num_epochs",
+        epochs,
+        f"the rate falls at the milestones of {shipped} epochs; {remedy}",
+    )
+
+
+def _in_proportion(milestones: Sequence[int], share: float) -> list[int]:
+    """Each milestone times `share`, in whole epochs, one after the other from 1."""
+    scaled = [0]
+    for milestone in milestones:
+        scaled.append(max(round(milestone * share), scaled[-1] + 1))
+    return scaled[1:]
+
+
+def _shipped_epochs(command: Sequence[str]) -> int | None:
+    """The epochs of the shipped config that a command line names, with its groups; None without one."""
+    words = [str(word) for word in command]
+    names = [word.removeprefix("config=") for word in words if word.startswith("config=")]
+    groups = tuple(word for word in words if re.match(r"\+*config/", word))
+    try:
+        return compose_config(names[-1].removesuffix(".yaml"), groups).OPTIMIZER.num_epochs
+    except (LookupError, HydraException):  # a config of the user's own
+        return None
 
 
 def _waits_for_a_job(cfg) -> bool:

@@ -1,5 +1,7 @@
 """Refuses labels and folders that VISSL's tools would fail at, or get wrong, after the features."""
 
+import math
+
 import numpy as np
 from vissl.data import build_dataset
 
@@ -35,6 +37,9 @@ def check_tool(cfg) -> None:
                 f"{tool} looks for the features in config.CHECKPOINT.DIR={cfg.CHECKPOINT.DIR}; leave "
                 "this key empty",
             )
+    if tool == KNN:
+        with refusals:
+            check_votes(cfg)
     refusals.raise_all()
     if tool == LOW_SHOT_SVM and "voc" not in cfg.SVM.low_shot.dataset_name:
         return  # Places-205's, of which VISSL draws lists of its own
@@ -54,6 +59,22 @@ def labels_in_use(cfg, split: str) -> np.ndarray:
         dataset._init_image_and_label_subset()
         labels = labels[dataset.image_and_label_subset]
     return labels
+
+
+def check_votes(cfg) -> None:
+    """Raises ConfigError unless neighbours vote, the nearer with more weight."""
+    options, refusals = cfg.NEAREST_NEIGHBOR, Refusals()
+    for key, wanted in (
+        ("TOPK", "as many nearest images vote; set 1 or more, such as 200"),
+        (
+            "SIGMA",
+            "an image of similarity s votes with exp(s / SIGMA); set it above 0, such as 0.1",
+        ),
+    ):
+        with refusals:
+            if not 0 < options[key] < math.inf:
+                raise ConfigError(f"NEAREST_NEIGHBOR.{key}", options[key], wanted)
+    refusals.raise_all()
 
 
 def check_neighbours(cfg, train: np.ndarray, test: np.ndarray) -> None:

@@ -4,6 +4,8 @@ A key is set where its value is another than VISSL's default, or, of what one co
 for the next, where the command line names it.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,6 +41,10 @@ _OF_SCHEDULES = {
     "interval_scaling": ("composite",),
     "lengths": ("composite",),
 }
+# What a schedule begins with, or stays at, where nothing scales it (vissl/utils/hydra_config.py:187).
+_PEAKS = ("start_value", "value", "values")
+# VISSL rounds the ratio to six digits.
+_SAME_RATIO = 1e-5
 # Entries of SKIP_LAYERS that agree with how weights are loaded here.
 _SKIPPED = {"num_batches_tracked", "heads"}
 
@@ -152,11 +158,37 @@ def _of_schedules(cfg, typed: list[str]) -> Iterator[tuple[str, str]]:
         elif key in _OF_SCHEDULES and options.name not in readers:
             others = " or ".join(readers)
             yield word, f"{options.name} has no {key}, {others} has; remove it, or set the name"
-        scaling = options.auto_lr_scaling
-        base = f"OPTIMIZER.param_schedulers.{schedule}.auto_lr_scaling.base_value"
-        if key in ("start_value", "value") and scaling.auto_scale and base not in typed:
-            scaled = f"the rate is config.{base}={scaling.base_value}, scaled to the batch"
-            yield word, f"{scaled}; set both, or auto_lr_scaling.auto_scale=false"
+        elif remedy := _of_scaling(schedule, options, key, typed):
+            yield word, remedy
+
+
+def _of_scaling(schedule: str, options, key: str, typed: list[str]) -> str:
+    """What to do instead of a schedule's typed `key` that its automatic scaling, or the lack of it,
+    leaves unread; "" where it is read."""
+    scaling = options.auto_lr_scaling
+    section, _, of_scaling = key.partition(".")
+    if section == "auto_lr_scaling":
+        is_read = scaling.auto_scale or of_scaling in ("", "auto_scale")
+        peak = "start_value, value or values"
+        return "" if is_read else f"the rate is not scaled; set {peak}, or auto_scale=true"
+    if section not in _PEAKS or not scaling.auto_scale:
+        return ""
+    base = f"OPTIMIZER.param_schedulers.{schedule}.auto_lr_scaling.base_value"
+    unscaled = "or auto_lr_scaling.auto_scale=false"
+    peak = options[section][0] if section == "values" else options[section]
+    if base not in typed or peak != scaling.base_value:
+        scaled = f"the rate is config.{base}={scaling.base_value}, scaled to the batch"
+        return f"{scaled}; set both, alike, {unscaled}"
+    if section == "values" and not _is_geometric(options["values"]):
+        return (
+            f"a scaled rate falls by values[1] / values[0] each time; set such values, {unscaled}"
+        )
+    return ""
+
+
+def _is_geometric(values) -> bool:
+    ratios = [after / before for before, after in itertools.pairwise(values) if before]
+    return all(math.isclose(ratio, ratios[0], rel_tol=_SAME_RATIO) for ratio in ratios)
 
 
 def _of_loss(cfg, typed: list[str]) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from vissl_barlow.checkpoint import (
     TrunkDepth,
     as_vissl_checkpoint,
     check_fits,
+    check_values,
     trunk_depth,
 )
 from vissl_barlow.checkpoint.names import VISSL_PREFIX
@@ -73,6 +74,7 @@ def model_weights(
     try:
         _check_layout(saved["trunk"], _backbone(model))
         check_fits(saved["trunk"], _backbone(model))
+        _check_values(saved["trunk"], _backbone(model))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     heads = dict(saved["heads"]) if isinstance(saved.get("heads"), Mapping) else {}
@@ -87,7 +89,17 @@ def model_weights(
                 "config.MODEL.HEAD.PARAMS they were trained with"
             ) from None
         heads = {}
+    try:
+        _check_values(heads, model.get_submodule("heads"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: its heads: {error}") from None
     return dict(saved["trunk"]), heads
+
+
+def _check_values(weights: Mapping[str, Tensor], module: nn.Module) -> None:
+    """`check_values` of what `module` is to load."""
+    of_module = module.state_dict().items()
+    check_values(weights, {name for name, value in of_module if not value.is_floating_point()})
 
 
 def _saved_model(checkpoint: Any, path: str) -> Mapping:

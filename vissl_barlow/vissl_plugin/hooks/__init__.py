@@ -6,6 +6,7 @@ docs/pretraining.md.
 
 from classy_vision.hooks.classy_hook import ClassyHook
 from vissl.hooks import (
+    CheckNanModelOutputHook,
     DumpMemoryOnException,
     LogLossLrEtaHook,
     LogLossMetricsCheckpointHook,
@@ -15,7 +16,7 @@ from vissl.hooks import (
 )
 
 from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
-from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss
+from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss, BarlowFiniteOutputs
 from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook, BarlowMemoryDump
 from vissl_barlow.vissl_plugin.hooks.look import BarlowLook
 from vissl_barlow.vissl_plugin.hooks.monitor import BarlowMonitor, BarlowProgress
@@ -61,6 +62,8 @@ def _replacement(hook: ClassyHook, cfg) -> ClassyHook:
     # By the exact class: a subclass that someone else put in stays.
     if type(hook) is LogLossMetricsCheckpointHook:
         return BarlowCheckpointHook(hook.world_size)
+    if type(hook) is CheckNanModelOutputHook:
+        return BarlowFiniteOutputs()
     if type(hook) is LogLossLrEtaHook:
         return BarlowLogHook(hook)
     if type(hook) is SSLTensorboardHook:

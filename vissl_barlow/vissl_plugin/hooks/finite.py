@@ -1,10 +1,29 @@
-"""Stops a run whose loss is not finite."""
+"""Stops a run whose loss, or whose model's outputs, are not finite."""
 
 import torch
 from classy_vision.hooks.classy_hook import ClassyHook
 from vissl.hooks.log_hooks import LogLossMetricsCheckpointHook
 
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook, current_step, is_log_step
+
+
+class BarlowFiniteOutputs(BarlowHook):
+    """vissl/hooks/state_update_hooks.py:153: `self._checkpoint_model`, which the hook does not have.
+
+    A fault of VISSL 0.1.6: outputs that are not finite end an evaluation with an AttributeError.
+    """
+
+    def on_forward(self, task) -> None:
+        outputs = task.last_batch.model_output
+        outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
+        if not all(torch.isfinite(output).all() for output in outputs):
+            kind = "training" if task.train else "test"
+            raise FloatingPointError(
+                f"the model's outputs are not finite for a {kind} batch after {task.iteration} steps; "
+                "the checkpoints saved so far are good. Likely causes: a learning rate too high "
+                "(config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.base_value, or lr_head's), or "
+                "NaN in the images"
+            )
 
 
 class BarlowFiniteLoss(BarlowHook):

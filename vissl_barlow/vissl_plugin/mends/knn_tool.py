@@ -62,6 +62,11 @@ def _evaluate(cfg, layer_name: str) -> dict:
     def load(split: str) -> tuple[torch.Tensor, torch.Tensor]:
         merged = merge_features(features_in, split, layer_name)
         features = torch.from_numpy(merged["features"]).float().flatten(1).to(device)
+        if broken := int((~features.isfinite()).any(dim=1).sum()):
+            raise FloatingPointError(
+                f"the features of {broken} of {len(features)} {split} images are not finite, and have "
+                "no neighbours; take a checkpoint from before its training diverged"
+            )
         if options.L2_NORM_FEATS:
             features = torch.nn.functional.normalize(features)
         return features, torch.from_numpy(merged["targets"]).long().flatten().to(device)
