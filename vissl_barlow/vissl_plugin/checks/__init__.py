@@ -11,6 +11,7 @@ from vissl.utils import hydra_config
 from vissl_barlow.patient_files import FolderGone
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.checks.common import Refusals
+from vissl_barlow.vissl_plugin.checks.counts import check_counts
 from vissl_barlow.vissl_plugin.checks.data import check_data_keys, name_digits
 from vissl_barlow.vissl_plugin.checks.dry_run import (
     check_batch_norm,
@@ -36,6 +37,7 @@ from vissl_barlow.vissl_plugin.checks.machine import (
 from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
 from vissl_barlow.vissl_plugin.checks.own_images import choose_values
+from vissl_barlow.vissl_plugin.checks.parameter_names import check_parameter_names
 from vissl_barlow.vissl_plugin.checks.pieces import (
     check_activation_checkpointing,
     check_pieces,
@@ -45,10 +47,10 @@ from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
     check_checkpoints,
     check_clipping,
-    check_schedule,
     check_test_views,
 )
 from vissl_barlow.vissl_plugin.checks.probe import settle_probe
+from vissl_barlow.vissl_plugin.checks.rates import check_rates
 from vissl_barlow.vissl_plugin.checks.schema import check_keys, check_settings
 from vissl_barlow.vissl_plugin.checks.syntax import unreadable_words
 from vissl_barlow.vissl_plugin.checks.task import check_task
@@ -114,7 +116,13 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
     """
     check_starter(cfg)
     known = len(refusals.errors)
-    for check_one in (check_types, check_settings, check_keys, check_checkpoint_folder):
+    for check_one in (
+        check_types,
+        check_counts,
+        check_settings,
+        check_keys,
+        check_checkpoint_folder,
+    ):
         with refusals:
             check_one(cfg)
     if len(refusals.errors) > known:
@@ -129,7 +137,7 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
         splits.append("TRAIN")
         for check_one in (
             check_batch,
-            check_schedule,
+            check_rates,
             check_clipping,
             check_pieces,
             check_activation_checkpointing,
@@ -153,7 +161,7 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
         check_model(cfg)
         check_passes(cfg, splits)
         if trains:
-            for check_one in (check_batch_norm, check_stages_of_model):
+            for check_one in (check_batch_norm, check_stages_of_model, check_parameter_names):
                 with refusals:
                     check_one(cfg)
         if classes is not None:

@@ -4,7 +4,7 @@ import copy
 import functools
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def pasteable(key: str, value: str) -> str:
     plain = re.fullmatch(r"[\w./-]*", value, re.ASCII)
     text = value if plain else QuotedString(value, Quote.double).with_quotes()
     return shlex.quote(f"config.{key}={text}")
+
+
+def value_at(cfg, key: str) -> Any:
+    """What `cfg` has at a dotted key; None where it has nothing."""
+    value = cfg
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def world_size(cfg) -> int:

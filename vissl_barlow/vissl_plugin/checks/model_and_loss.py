@@ -7,7 +7,7 @@ from vissl.data.ssl_transforms import get_transform
 from vissl.models.heads import MODEL_HEADS_REGISTRY
 from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 
-from vissl_barlow.vissl_plugin.checks.common import Refusals, named_heads, world_size
+from vissl_barlow.vissl_plugin.checks.common import Refusals, named_heads, value_at, world_size
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 
@@ -151,9 +151,7 @@ def _check_components(cfg) -> None:
             try:
                 build()
             except (ValueError, TypeError) as error:
-                section = cfg
-                for part in key.split("."):
-                    section = section[part]
+                section = value_at(cfg, key)
                 value = section.to_dict() if hasattr(section, "to_dict") else section
                 raise ConfigError(key, value, str(error)) from None
     refusals.raise_all()
