@@ -163,6 +163,13 @@ def test_a_schedule_that_vissl_does_not_take(configs):
     assert line.startswith("config.OPTIMIZER.param_schedulers.momentum.name=constant: would not be")
 
 
+def test_what_one_group_of_parameters_leaves_out(configs):
+    given = {"OPTIMIZER__construct_single_param_group_only": True}
+    given["OPTIMIZER__non_regularized_parameters"] = ["bn"]
+    (line,) = refusals(configs[DIGITS], **given)
+    assert "all parameters are one group (construct_single_param_group_only)" in line
+
+
 def test_which_of_several_trunks_is_said_by_the_plugins_own_key(configs):
     given = {"MODEL__WEIGHTS_INIT__PARAMS_FILE": "dino.pth"}
     given["MODEL__WEIGHTS_INIT__STATE_DICT_KEY_NAME"] = "student"

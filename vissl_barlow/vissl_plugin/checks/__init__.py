@@ -11,7 +11,6 @@ from vissl.utils import hydra_config
 from vissl_barlow.patient_files import FolderGone
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
 from vissl_barlow.vissl_plugin.checks.common import Refusals
-from vissl_barlow.vissl_plugin.checks.counts import check_counts
 from vissl_barlow.vissl_plugin.checks.data import check_data_keys, name_digits
 from vissl_barlow.vissl_plugin.checks.dry_run import (
     check_batch_norm,
@@ -50,6 +49,7 @@ from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_test_views,
 )
 from vissl_barlow.vissl_plugin.checks.probe import settle_probe
+from vissl_barlow.vissl_plugin.checks.ranges import check_ranges
 from vissl_barlow.vissl_plugin.checks.rates import check_rates
 from vissl_barlow.vissl_plugin.checks.schema import check_keys, check_settings
 from vissl_barlow.vissl_plugin.checks.syntax import unreadable_words
@@ -58,6 +58,7 @@ from vissl_barlow.vissl_plugin.checks.tools import check_tool
 from vissl_barlow.vissl_plugin.checks.unknown_names import unknown_config, unknown_key
 from vissl_barlow.vissl_plugin.checks.unread import check_unread
 from vissl_barlow.vissl_plugin.checks.value_types import check_types, complete_values
+from vissl_barlow.vissl_plugin.checks.views import check_views
 from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, RankFailed
 from vissl_barlow.vissl_plugin.hooks import probes
 from vissl_barlow.vissl_plugin.settings import complete
@@ -118,7 +119,7 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
     known = len(refusals.errors)
     for check_one in (
         check_types,
-        check_counts,
+        check_ranges,
         check_settings,
         check_keys,
         check_checkpoint_folder,
@@ -142,6 +143,7 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
             check_pieces,
             check_activation_checkpointing,
             settle_probe,
+            check_views,
         ):
             with refusals:
                 check_one(cfg)

@@ -108,7 +108,10 @@ def _of_model(cfg) -> Iterator[tuple[str, str]]:
     evaluation = "MODEL.FEATURE_EVAL_SETTINGS"
     if not cfg.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON:
         remedy = f"set config.{evaluation}.EVAL_MODE_ON=true, or remove it"
-        for key in set(vissl_defaults()["MODEL"]["FEATURE_EVAL_SETTINGS"]) - {"EVAL_MODE_ON"}:
+        others = {"EVAL_MODE_ON"}
+        if not pretrains(cfg):  # evaluations with and without it share what says where features are
+            others.add("LINEAR_EVAL_FEAT_POOL_OPS_MAP")
+        for key in set(vissl_defaults()["MODEL"]["FEATURE_EVAL_SETTINGS"]) - others:
             yield f"{evaluation}.{key}", f"nothing is evaluated; {remedy}"
     if cfg.TRAINER.TASK_NAME == "barlow_task":
         yield "MODEL.AMP_PARAMS.AMP_ARGS", "they are apex's, and barlow_task has torch's; remove it"

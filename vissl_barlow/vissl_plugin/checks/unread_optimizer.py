@@ -77,6 +77,17 @@ def of_optimizer(cfg) -> Iterator[tuple[str, str]]:
         for key in vissl_defaults()["OPTIMIZER"]:
             if key not in read | _OF_VISSL:
                 yield f"OPTIMIZER.{key}", _no_such(name, key, read)
+    if cfg.OPTIMIZER.construct_single_param_group_only:
+        remedy = (
+            "all parameters are one group (construct_single_param_group_only); remove one of them"
+        )
+        for key in (
+            "MODEL.NON_TRAINABLE_PARAMS",
+            "OPTIMIZER.non_regularized_parameters",
+            "OPTIMIZER.head_optimizer_params.use_different_lr",
+            "OPTIMIZER.head_optimizer_params.use_different_wd",
+        ):
+            yield key, remedy
     if _leaves_biases_alone(cfg):
         yield "OPTIMIZER.regularize_bn", _remedy_of_biases(name)
     for schedule in set(cfg.OPTIMIZER.param_schedulers) - {*_SCHEDULED}:
