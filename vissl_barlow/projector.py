@@ -29,7 +29,7 @@ def build_projector(
         output_bias: a bias in the last of them, which no normalisation follows; None: as `bias`.
 
     Raises:
-        ValueError: no layer, or a width that is not a positive integer.
+        ValueError: no layer, a width that is not a positive integer, or a switch that is none.
     """
     if isinstance(dims, str) or not isinstance(dims, Sequence) or not dims:
         raise ValueError(f"dims={dims!r} must list at least one width, such as [8192, 8192, 8192]")
@@ -37,6 +37,10 @@ def build_projector(
     for name, width in zip(names, [in_dim, *dims]):
         if not isinstance(width, Integral) or width < 1:
             raise ValueError(f"{name}={width!r} must be a positive integer")
+
+    for name, switch in (("use_bn", use_bn), ("bias", bias), ("output_bias", output_bias)):
+        if not isinstance(switch, bool | None):
+            raise ValueError(f"{name}={switch!r} must be true or false")
 
     *hidden, last = pairwise([in_dim, *dims])
     layers: list[nn.Module] = []

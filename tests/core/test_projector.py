@@ -74,3 +74,10 @@ def test_weights_have_the_default_initialisation():
 def test_bad_widths_are_named(in_dim, dims, message):
     with pytest.raises(ValueError, match=message):
         build_projector(in_dim, dims)
+
+
+@pytest.mark.parametrize("switch", ["use_bn", "bias", "output_bias"])
+def test_a_text_is_no_switch(switch):
+    """YAML 1.2, which hydra reads, takes `no` for a text, and Python a text for true."""
+    with pytest.raises(ValueError, match=f"{switch}='no' must be true or false"):
+        build_projector(4, [5, 6], **{switch: "no"})

@@ -3,11 +3,13 @@
 Run as a script it is the other end of `train`: `python vissl_runs.py COMPONENTS OVERRIDE...`.
 """
 
+import copy
 import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from patience import run
 from preloaded import preloaded
@@ -48,6 +50,25 @@ def compose(config: str, *overrides: str):
 
     composed = compose_hydra_configuration([f"config={config}", *overrides])
     return infer_learning_rate(AttrDict(OmegaConf.to_container(composed)).config)
+
+
+def refused_by(check, config, given: dict[str, Any], command=()) -> list[str]:
+    """The lines of `check`'s refusal of `config` with the dotted keys `given`, typed as `command`."""
+    from vissl_barlow.vissl_plugin.errors import ConfigError
+
+    config = copy.deepcopy(config)
+    config.BARLOW.COMMAND = list(command)
+    for key, value in given.items():
+        *parents, name = key.split(".")
+        section = config
+        for part in parents:
+            section = section[part]
+        section[name] = value
+    try:
+        check(config)
+    except ConfigError as error:
+        return str(error).splitlines()
+    return []
 
 
 def run_engines(

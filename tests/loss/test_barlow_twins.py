@@ -239,6 +239,7 @@ def test_identical_uncorrelated_views_have_no_loss():
         ({"lambda_": math.inf}, r"lambda_=inf must be finite"),
         ({"eps": -1e-5}, r"eps=-1e-05 must be finite and at least 0"),
         ({"reference_world_size": 0}, r"reference_world_size=0 must be at least 1"),
+        ({"gather_in_bfloat16": "no"}, r"gather_in_bfloat16='no' must be true or false"),
         ({"reference_world_size": math.nan}, r"reference_world_size=nan must be at least 1"),
     ],
     ids=lambda value: "_".join(value) if isinstance(value, dict) else "",

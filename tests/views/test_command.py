@@ -105,7 +105,7 @@ def test_what_own_images_leaves_open_is_chosen_as_a_run_chooses_it(given, folder
     """Of images of 40 x 60: views of 40 pixels, and a blur in proportion."""
     size = given.get("size", 40)
     words = [f"config.DATA.TRAIN.TRANSFORMS.0.{key}={value}" for key, value in given.items()]
-    arguments = ("--config", "pretrain/vissl_barlow/own_images", "--out", folder / "v.png")
+    arguments = ("--config", "pretrain/vissl_barlow/own_images", "--out", folder.parent / "v.png")
     images, views, _, _ = drawn(monkeypatch, folder, *words, *arguments, "--images", 1)
     blur = round(0.1 * size / 224, 4), round(2 * size / 224, 4)
     two_views = TwoViews(size, crop_scale=(0.2, 1), blur_sigma=blur, normalize_on_device=True)

@@ -23,6 +23,7 @@ from vissl_barlow.loss.kernels import (
 )
 from vissl_barlow.loss.terms import (
     LossTerms,
+    check,
     check_embeddings,
     check_reference_world_size,
     check_weight,
@@ -112,6 +113,12 @@ def barlow_twins_loss(
         raise ValueError(f"form={form!r} is unknown: use one of {', '.join(FORMS)}")
     check_weight("lambda_", lambda_, "; the paper's is 0.005")
     check_reference_world_size(reference_world_size)
+    check(
+        isinstance(gather_in_bfloat16, bool),
+        "gather_in_bfloat16",
+        gather_in_bfloat16,
+        "true or false",
+    )
     sizes = checked_batch_sizes(z_a, z_b, eps, group)
     form = resolve_form(form, sum(sizes), z_a.shape[1], len(sizes))
     terms = GramTerms if form == "gram" else CorrelationTerms

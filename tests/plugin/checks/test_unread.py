@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 import pytest
-from vissl_runs import compose, resolve
+from vissl_runs import compose, refused_by, resolve
 
 from vissl_barlow.paths import config_folder
 from vissl_barlow.vissl_plugin.errors import ConfigError
@@ -48,19 +48,8 @@ def refusals(config, command=(), **given) -> list[str]:
     """The lines for a config in which the keys `given` (with __ for dots) are set."""
     from vissl_barlow.vissl_plugin.checks.unread import check_unread
 
-    config = copy.deepcopy(config)
-    config.BARLOW.COMMAND = list(command)
-    for key, value in given.items():
-        *parents, name = key.split("__")
-        section = config
-        for part in parents:
-            section = section[part]
-        section[name] = value
-    try:
-        check_unread(config, ["TRAIN", "TEST"])
-    except ConfigError as error:
-        return str(error).splitlines()
-    return []
+    given = {key.replace("__", "."): value for key, value in given.items()}
+    return refused_by(lambda cfg: check_unread(cfg, ["TRAIN", "TEST"]), config, given, command)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -95,6 +84,14 @@ def test_no_shipped_config_sets_what_is_not_read(name):
         ),
         (DIGITS, "METERS__names", ["accuracy_list_meter"], "no labels to measure with"),
         (DIGITS, "DISTRIBUTED__MANUAL_GRADIENT_REDUCTION", True, "leaves the gradients to torch"),
+        (DIGITS, "DATA__TRAIN__DATA_LIMIT_SAMPLING__SEED", 9, "all images are used"),
+        (DIGITS, "DATA__TRAIN__BASE_DATASET", "webdataset", "a data set of its own"),
+        (DIGITS, "OPTIMIZER__regularize_bn", True, "without weight decay (paper, 2.2)"),
+        (DIGITS, "MODEL__AMP_PARAMS__AMP_ARGS__opt_level", "O2", "barlow_task has torch's"),
+        (DIGITS, "MODEL__FEATURE_EVAL_SETTINGS__FREEZE_TRUNK_ONLY", True, "EVAL_MODE_ON=true"),
+        (DIGITS, "MODEL__MULTI_INPUT_HEAD_MAPPING", [["data", ["res4"]]], "passes two views"),
+        (DIGITS, "MODEL__SINGLE_PASS_EVERY_CROP", True, "passes two views, each on its own"),
+        (DIGITS, "BARLOW__WEIGHTS_TRUNK", "teacher", "no checkpoint is named"),
         (LINEAR, "BARLOW__PROBE__KIND", "knn", "this is no pretraining"),
         (LINEAR, "BARLOW__COMPILE", True, "barlow_evaluation_task has none"),
     ],
@@ -111,7 +108,18 @@ def test_a_key_that_nothing_reads(configs, name, key, value, remedy):
         (LINEAR, "OPTIMIZER.param_schedulers.lr.milestones", "cosine has no milestones, multistep"),
         (LINEAR, "OPTIMIZER.param_schedulers.lr_head.start_value", "use_different_lr=true"),
         (DIGITS, "OPTIMIZER.param_schedulers.lr.start_value", "lr.auto_lr_scaling.base_value=4.0"),
+        (DIGITS, "OPTIMIZER.param_schedulers.lr.values", "barlow_warmup_cosine has no values"),
+        (LINEAR, "OPTIMIZER.param_schedulers.lr.warmup_epochs", "cosine has no warmup_epochs, it"),
+        (LINEAR, "OPTIMIZER.bias_lr_scale", "sgd has no bias_lr_scale, barlow_lars has"),
+        (LINEAR, "OPTIMIZER.dampening", "sgd has no dampening, it has larc_config, lr, momentum"),
+        (DIGITS, "OPTIMIZER.head_optimizer_params.weight_decay", "use_different_wd=true"),
         (DIGITS, "LOSS.barlow_objective.lambda_", "config.LOSS.name=barlow_loss"),
+        (DIGITS, "MODEL.AMP_PARAMS.AMP_TYPE", "barlow_task has torch's alone"),
+        (DIGITS, "BARLOW.AMP_DTYPE", "set config.MODEL.AMP_PARAMS.USE_AMP=true"),
+        (DIGITS, "MODEL.GRAD_CLIP.MAX_NORM", "set config.MODEL.GRAD_CLIP.USE_GRAD_CLIP=true"),
+        (DIGITS, "MODEL.SYNC_BN_CONFIG.SYNC_BN_TYPE", "SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN=true"),
+        (DIGITS, "MODEL.STOP_GRADIENT", "barlow_twins_model has none"),
+        (DIGITS, "MODEL.TARGET_MOMENTUM", "barlow_twins_model has none"),
     ],
 )
 def test_what_a_base_config_may_leave_behind_is_refused_where_it_was_typed(
@@ -135,8 +143,8 @@ def test_a_rate_and_its_base_may_be_typed_together(configs):
     assert line.startswith(f"{lr}.start_value=1.0: ") and "base_value=0.5, scaled" in line
 
 
-def test_the_values_of_a_scaled_rate_are_its_bases_and_fall_evenly(configs):
-    """VISSL makes base_value times powers of values[1] / values[0] of them."""
+def test_the_values_of_a_scaled_rate_begin_with_its_base(configs):
+    """VISSL puts base_value there, scaled; test_rates.py has those that do not fall evenly."""
     lr = "config.OPTIMIZER.param_schedulers.lr_head"
     section = "OPTIMIZER__param_schedulers__lr_head"
     base = f"{section}__auto_lr_scaling__base_value"
@@ -148,11 +156,10 @@ def test_the_values_of_a_scaled_rate_are_its_bases_and_fall_evenly(configs):
     typed.append(f"{lr}.auto_lr_scaling.base_value=1")
     alike = {f"{section}__values": [1, 0.2, 0.04], base: 1}
     assert refusals(configs[SEMI], typed, **alike) == []
-    uneven = {**alike, f"{section}__values": [1, 0.2, 0.1]}
-    (line,) = refusals(configs[SEMI], typed, **uneven)
-    assert "falls by values[1] / values[0] each time" in line
+    (line,) = refusals(configs[SEMI], typed, **{**alike, base: 0.5})
+    assert "base_value=0.5, scaled" in line
     fixed = {f"{section}__auto_lr_scaling__auto_scale": False}
-    assert refusals(configs[SEMI], typed[:1], **uneven, **fixed) == []
+    assert refusals(configs[SEMI], typed[:1], **alike, **fixed) == []
 
 
 def test_the_base_of_a_rate_that_is_not_scaled(configs):
@@ -162,6 +169,55 @@ def test_the_base_of_a_rate_that_is_not_scaled(configs):
     off = {"OPTIMIZER__param_schedulers__lr__auto_lr_scaling__auto_scale": False}
     (line,) = refusals(configs[LINEAR], typed, **off)
     assert line.startswith(f"{scaling}.base_value=") and "the rate is not scaled" in line
+
+
+def test_of_a_rate_that_is_not_scaled_the_scaling_is_not_read(configs):
+    config = copy.deepcopy(configs[DIGITS])
+    scaling = "OPTIMIZER.param_schedulers.lr.auto_lr_scaling"
+    config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.auto_scale = False
+    command = [f"config.{scaling}.{key}=1" for key in ("auto_scale", "base_value")]
+    (line,) = refusals(config, command)
+    assert line.startswith(f"config.{scaling}.base_value=4.0: would not be read: the rate is not")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("linear", "end_value"), ("constant", "value"), ("multistep", "values")]
+)
+def test_where_the_scaled_rate_is_put_a_typed_one_is_not_read(configs, name, key):
+    config = copy.deepcopy(configs[DIGITS])
+    lr = config.OPTIMIZER.param_schedulers.lr
+    lr.update(name=name, milestones=[10, 20])
+    (line,) = refusals(config, [f"config.OPTIMIZER.param_schedulers.lr.{key}=1"])
+    assert "the rate is config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.base_value=4.0" in line
+
+
+def test_a_schedule_that_vissl_does_not_take(configs):
+    momentum = type(configs[DIGITS])({"name": "constant", "value": 0.5})
+    (line,) = refusals(configs[DIGITS], OPTIMIZER__param_schedulers__momentum=momentum)
+    assert line.startswith("config.OPTIMIZER.param_schedulers.momentum.name=constant: would not be")
+
+
+def test_what_one_group_of_parameters_leaves_out(configs):
+    given = {"OPTIMIZER__construct_single_param_group_only": True}
+    given["OPTIMIZER__non_regularized_parameters"] = ["bn"]
+    (line,) = refusals(configs[DIGITS], **given)
+    assert "all parameters are one group (construct_single_param_group_only)" in line
+
+
+def test_which_of_several_trunks_is_said_by_the_plugins_own_key(configs):
+    given = {"MODEL__WEIGHTS_INIT__PARAMS_FILE": "dino.pth"}
+    given["MODEL__WEIGHTS_INIT__STATE_DICT_KEY_NAME"] = "student"
+    (line,) = refusals(configs[LINEAR], **given)
+    assert line.endswith("to choose a trunk, config.BARLOW.WEIGHTS_TRUNK=student; else remove it")
+
+
+def test_biases_that_are_to_decay_under_lars(configs):
+    config = copy.deepcopy(configs[DIGITS])
+    config.OPTIMIZER.regularize_bias = True  # VISSL's default, which others leave as it is
+    (line,) = refusals(config, ["config.OPTIMIZER.regularize_bias=true"])
+    assert "without weight decay (paper, 2.2)" in line
+    config.OPTIMIZER.name = "sgd"
+    assert refusals(config, ["config.OPTIMIZER.regularize_bias=true"]) == []
 
 
 def test_what_holds_anyway_may_be_typed(configs):

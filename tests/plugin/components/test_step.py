@@ -1,5 +1,6 @@
 """The keys of the training step, in runs under VISSL's trainer, and what a step waits for."""
 
+import contextlib
 import json
 from types import SimpleNamespace
 
@@ -124,3 +125,40 @@ def test_memory_format_and_compilation_change_speed_only(pretrain, key):
     expected, weights = final_weights(plain), final_weights(other)
     for part in ("trunk", "heads"):
         torch.testing.assert_close(weights[part], expected[part], rtol=RTOL, atol=RTOL)
+
+
+def test_what_a_step_draws_depends_on_its_number_and_the_seed_alone():
+    """So that a trunk with dropout, such as VISSL's xcit, resumes to the same bits."""
+    from vissl_barlow.vissl_plugin.components.train_step import barlow_train_step
+
+    def dropped(seed, step, drawn_before):
+        torch.rand(drawn_before)
+        model = torch.nn.Dropout(0.5)
+        views = torch.ones(2, 4, 3, 8, 8)
+        task = SimpleNamespace(
+            perf_stats=None,
+            data_iterator=iter([{"data": [views], "label": [torch.zeros(4)]}]),
+            data_and_label_keys={"input": ["data"], "target": ["label"]},
+            config=SimpleNamespace(SEED_VALUE=seed, BARLOW=SimpleNamespace(CHANNELS_LAST=False)),
+            train=True,
+            iteration=step,
+            device=torch.device("cpu"),
+            pieces=None,
+            autocast=contextlib.nullcontext,
+            model=model,
+            loss=lambda output, target: output.sum().requires_grad_(),
+            losses=[],
+            run_hooks=lambda name: None,
+            optimizer=SimpleNamespace(zero_grad=lambda: None, step=lambda where: None),
+            where=0.0,
+            amp_grad_scaler=None,
+            num_updates=0,
+            get_global_batchsize=lambda: 4,
+        )
+        barlow_train_step(task)
+        return task.last_batch.model_output
+
+    first = dropped(0, 5, drawn_before=1)
+    assert torch.equal(dropped(0, 5, drawn_before=2), first)
+    for seed, step in ((0, 6), (1, 5)):
+        assert not torch.equal(dropped(seed, step, drawn_before=1), first)

@@ -36,6 +36,7 @@ from vissl_barlow.vissl_plugin.checks.machine import (
 from vissl_barlow.vissl_plugin.checks.meters import check_meters
 from vissl_barlow.vissl_plugin.checks.model_and_loss import check_fit, check_model
 from vissl_barlow.vissl_plugin.checks.own_images import choose_values
+from vissl_barlow.vissl_plugin.checks.parameter_names import check_parameter_names
 from vissl_barlow.vissl_plugin.checks.pieces import (
     check_activation_checkpointing,
     check_pieces,
@@ -45,10 +46,11 @@ from vissl_barlow.vissl_plugin.checks.pretraining import (
     check_batch,
     check_checkpoints,
     check_clipping,
-    check_schedule,
     check_test_views,
 )
 from vissl_barlow.vissl_plugin.checks.probe import settle_probe
+from vissl_barlow.vissl_plugin.checks.ranges import check_ranges
+from vissl_barlow.vissl_plugin.checks.rates import check_rates
 from vissl_barlow.vissl_plugin.checks.schema import check_keys, check_settings
 from vissl_barlow.vissl_plugin.checks.syntax import unreadable_words
 from vissl_barlow.vissl_plugin.checks.task import check_task
@@ -56,6 +58,7 @@ from vissl_barlow.vissl_plugin.checks.tools import check_tool
 from vissl_barlow.vissl_plugin.checks.unknown_names import unknown_config, unknown_key
 from vissl_barlow.vissl_plugin.checks.unread import check_unread
 from vissl_barlow.vissl_plugin.checks.value_types import check_types, complete_values
+from vissl_barlow.vissl_plugin.checks.views import check_views
 from vissl_barlow.vissl_plugin.errors import ConfigError, ConfigErrors, RankFailed
 from vissl_barlow.vissl_plugin.hooks import probes
 from vissl_barlow.vissl_plugin.settings import complete
@@ -114,7 +117,13 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
     """
     check_starter(cfg)
     known = len(refusals.errors)
-    for check_one in (check_types, check_settings, check_keys, check_checkpoint_folder):
+    for check_one in (
+        check_types,
+        check_ranges,
+        check_settings,
+        check_keys,
+        check_checkpoint_folder,
+    ):
         with refusals:
             check_one(cfg)
     if len(refusals.errors) > known:
@@ -129,11 +138,12 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
         splits.append("TRAIN")
         for check_one in (
             check_batch,
-            check_schedule,
+            check_rates,
             check_clipping,
             check_pieces,
             check_activation_checkpointing,
             settle_probe,
+            check_views,
         ):
             with refusals:
                 check_one(cfg)
@@ -153,7 +163,7 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
         check_model(cfg)
         check_passes(cfg, splits)
         if trains:
-            for check_one in (check_batch_norm, check_stages_of_model):
+            for check_one in (check_batch_norm, check_stages_of_model, check_parameter_names):
                 with refusals:
                     check_one(cfg)
         if classes is not None:

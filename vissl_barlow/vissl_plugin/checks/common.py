@@ -4,7 +4,7 @@ import copy
 import functools
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,14 @@ def pasteable(key: str, value: str) -> str:
     return shlex.quote(f"config.{key}={text}")
 
 
+def value_at(cfg, key: str) -> Any:
+    """What `cfg` has at a dotted key; None where it has nothing."""
+    value = cfg
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def world_size(cfg) -> int:
     return cfg.DISTRIBUTED.NUM_NODES * cfg.DISTRIBUTED.NUM_PROC_PER_NODE
 
@@ -96,6 +104,18 @@ def named_heads(cfg) -> list[tuple[str, dict]]:
     return [
         (head[0], head[1]) for head in cfg.MODEL.HEAD.PARAMS if head and isinstance(head[0], str)
     ]
+
+
+def last_width(cfg, options) -> int:
+    """The width of the last layer of the head with these `options`."""
+    dims = options["dims"]
+    if not isinstance(dims, list) or not dims:
+        raise ConfigError(
+            "MODEL.HEAD.PARAMS",
+            cfg.MODEL.HEAD.PARAMS,
+            f"dims={dims} must list one width per layer, such as [8192, 8192, 8192]",
+        )
+    return dims[-1]
 
 
 def model_on_meta(cfg):

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -61,6 +62,12 @@ def check_passes(cfg, splits: list[str]) -> None:
 
 def _makes_two_views(cfg) -> bool:
     return any(transform["name"] == "BarlowTwoViews" for transform in cfg.DATA.TRAIN.TRANSFORMS)
+
+
+def views_of(cfg) -> int | None:
+    """How many views of an image DATA.TRAIN's transforms make; None where nothing can be said."""
+    items = _items(cfg, "TRAIN")
+    return None if items is None else next(iter(items)).views
 
 
 def check_batch_norm(cfg) -> None:
@@ -169,17 +176,26 @@ def _needs_two(cfg) -> str:
 
 def _item(cfg, split: str) -> _Item | None:
     """None where the images themselves decide, or where nothing can be said."""
-    shapes = set()
-    try:
-        transform = get_transform(cfg.DATA[split].TRANSFORMS)
-        for image in _IMAGES:
-            sample = {"data": [image], "data_idx": [0], "data_valid": [1], "label": [0]}
-            with seeded(0):  # the run draws as if nothing had been tried
-                views = transform(sample)["data"]
-            shapes.add(_Item(len(views), tuple(views[0].shape)))
-    except Exception:
-        return None  # what is wrong with the transforms is said by `check_model`
-    return shapes.pop() if len(shapes) == 1 else None
+    items = _items(cfg, split)
+    return items.pop() if items is not None and len(items) == 1 else None
+
+
+def _items(cfg, split: str) -> set[_Item] | None:
+    """What becomes of two images that differ in size; None where nothing can be said."""
+    for as_source_gives in (lambda image: image, np.asarray):
+        items = set()
+        try:
+            transform = get_transform(cfg.DATA[split].TRANSFORMS)
+            for image in _IMAGES:
+                data = [as_source_gives(image)]
+                sample = {"data": data, "data_idx": [0], "data_valid": [1], "label": [0]}
+                with seeded(0):  # the run draws as if nothing had been tried
+                    views = transform(sample)["data"]
+                items.add(_Item(len(views), tuple(views[0].shape)))
+        except Exception:
+            continue  # what is wrong with the transforms is said by `check_model`
+        return items
+    return None
 
 
 def _pass_images(cfg, split: str, model: nn.Module, item: _Item, rows: int = 2) -> None:

@@ -7,7 +7,13 @@ from vissl.data.ssl_transforms import get_transform
 from vissl.models.heads import MODEL_HEADS_REGISTRY
 from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 
-from vissl_barlow.vissl_plugin.checks.common import Refusals, named_heads, world_size
+from vissl_barlow.vissl_plugin.checks.common import (
+    Refusals,
+    last_width,
+    named_heads,
+    value_at,
+    world_size,
+)
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 
@@ -58,8 +64,8 @@ def _check_heads(cfg, model: str) -> None:
     if names[1:] != ["barlow_predictor"] and not (stops and len(names) == 1):
         raise ConfigError(key, value, f"{model} takes a projector, then one barlow_predictor")
     if len(names) > 1:
-        embedding, predictor = value[0][1]["dims"][-1], value[1][1]
-        if (predictor["in_dim"], predictor["dims"][-1]) != (embedding, embedding):
+        embedding, predictor = last_width(cfg, value[0][1]), value[1][1]
+        if (predictor["in_dim"], last_width(cfg, predictor)) != (embedding, embedding):
             raise ConfigError(
                 key,
                 value,
@@ -72,7 +78,7 @@ def _check_sub_batches(cfg) -> None:
     options = cfg.LOSS.barlow_objective
     batch = cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA * world_size(cfg)
     rows = options.get("sub_batch_size") or batch
-    dim = cfg.MODEL.HEAD.PARAMS[0][1]["dims"][-1]
+    dim = last_width(cfg, cfg.MODEL.HEAD.PARAMS[0][1])
     if batch % rows or (rows <= dim and not options.get("eps", 0) > 0):
         raise ConfigError(
             "LOSS.barlow_objective.sub_batch_size",
@@ -89,7 +95,7 @@ def check_model(cfg) -> None:
     heads = _heads_on_the_trunk(cfg)
     _check_in_dim(cfg, heads)
     if heads and "dims" in heads[0][1]:  # a projector
-        _check_embedding_dim(cfg, heads[0][1]["dims"][-1])
+        _check_embedding_dim(cfg, last_width(cfg, heads[0][1]))
         _check_components(cfg)
 
 
@@ -151,9 +157,7 @@ def _check_components(cfg) -> None:
             try:
                 build()
             except (ValueError, TypeError) as error:
-                section = cfg
-                for part in key.split("."):
-                    section = section[part]
+                section = value_at(cfg, key)
                 value = section.to_dict() if hasattr(section, "to_dict") else section
                 raise ConfigError(key, value, str(error)) from None
     refusals.raise_all()

@@ -1,4 +1,4 @@
-"""Refuses batches, schedules and checkpoints with which a training cannot work."""
+"""Refuses batches and checkpoints with which a training cannot work."""
 
 import os
 
@@ -52,34 +52,6 @@ def check_test_views(cfg) -> None:
             "a pretraining's test phase computes its loss, which needs two views; set it to false "
             "(config.BARLOW.PROBE.KIND=linear tests the trunk), or give DATA.TEST the TRANSFORMS and "
             "the COLLATE_FUNCTION of DATA.TRAIN",
-        )
-
-
-def check_schedule(cfg) -> None:
-    schedulers = cfg.OPTIMIZER.param_schedulers
-    lr = schedulers.lr
-    if lr.name != "barlow_warmup_cosine":
-        return
-    key = "OPTIMIZER.param_schedulers.lr"
-    if not 0 <= lr.warmup_epochs < cfg.OPTIMIZER.num_epochs:
-        raise ConfigError(
-            f"{key}.warmup_epochs",
-            lr.warmup_epochs,
-            "the warm-up must be shorter than the training, "
-            f"config.OPTIMIZER.num_epochs={cfg.OPTIMIZER.num_epochs}",
-        )
-    scaling = lr.get("auto_lr_scaling", {})
-    if scaling.get("auto_scale") and not scaling["base_value"] > 0:
-        raise ConfigError(
-            f"{key}.auto_lr_scaling.base_value",
-            scaling["base_value"],
-            "the rate of a batch of 256 must be above 0, or nothing is learned",
-        )
-    if not lr.start_value > 0:
-        raise ConfigError(f"{key}.start_value", lr.start_value, "the peak rate must be above 0")
-    if not 0 <= lr.end_value <= lr.start_value:
-        raise ConfigError(
-            f"{key}.end_value", lr.end_value, "the last rate must lie between 0 and start_value"
         )
 
 

@@ -4,13 +4,10 @@ A key is set where its value is another than VISSL's default, or, of what one co
 for the next, where the command line names it.
 """
 
-import itertools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from classy_vision.optim import OPTIMIZER_REGISTRY
-from classy_vision.optim.param_scheduler import PARAM_SCHEDULER_REGISTRY
+from vissl.models import MODEL_REGISTRY
 from vissl.models.heads import MODEL_HEADS_REGISTRY
 from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 
@@ -18,35 +15,23 @@ from vissl_barlow.vissl_plugin.checks.common import (
     Refusals,
     named_heads,
     typed_keys,
+    value_at,
     vissl_defaults,
 )
+from vissl_barlow.vissl_plugin.checks.unread_optimizer import of_optimizer, of_typed_optimizer
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.hooks import pretrains
 from vissl_barlow.vissl_plugin.settings import all_keys
 
-# Of OPTIMIZER, what VISSL's optimizers alone read, each by its own name.
-_OF_OPTIMIZERS = {
-    "nesterov": ("sgd",),
-    "use_larc": ("sgd",),
-    "larc_config": ("sgd",),
-    "momentum": ("sgd", "rmsprop"),
-    "betas": ("adam", "adamw"),
-}
-# What each of VISSL's schedules reads, of the keys that one kind alone has.
-_OF_SCHEDULES = {
-    "values": ("multistep", "step"),
-    "milestones": ("multistep",),
-    "value": ("constant",),
-    "schedulers": ("composite",),
-    "interval_scaling": ("composite",),
-    "lengths": ("composite",),
-}
-# What a schedule begins with, or stays at, where nothing scales it (vissl/utils/hydra_config.py:187).
-_PEAKS = ("start_value", "value", "values")
-# VISSL rounds the ratio to six digits.
-_SAME_RATIO = 1e-5
 # Entries of SKIP_LAYERS that agree with how weights are loaded here.
 _SKIPPED = {"num_batches_tracked", "heads"}
+# What STATE_DICT_KEY_NAME says of a file that holds one model; any other name chooses among several.
+_CONTAINERS = {"", "classy_state_dict", "state_dict", "model", "model_state_dict"}
+# Of MODEL: a section, the key that switches it on, and keys without meaning until then.
+_SWITCHED = (
+    ("GRAD_CLIP", "USE_GRAD_CLIP", ("NORM_TYPE", "MAX_NORM")),
+    ("SYNC_BN_CONFIG", "CONVERT_BN_TO_SYNC_BN", ("SYNC_BN_TYPE", "GROUP_SIZE")),
+)
 
 
 def check_unread(cfg, splits: list[str]) -> None:
@@ -61,7 +46,7 @@ def check_unread(cfg, splits: list[str]) -> None:
                 found[name] = value, remedy
     # A base config may leave such behind: it is refused where the command line names it.
     typed = sorted(typed_keys(cfg))
-    for key, remedy in (*_of_schedules(cfg, typed), *_of_loss(cfg, typed)):
+    for key, remedy in (*of_typed_optimizer(cfg, typed), *_of_typed(cfg, typed)):
         found[key] = _looked_up(cfg, key)[0], remedy
     refusals = Refusals()
     for name, (value, remedy) in found.items():
@@ -74,7 +59,7 @@ def _unread(cfg, splits: list[str]) -> Iterator[tuple[str, str]]:
     """Every key, or section, that nothing in this run reads, and what to do instead."""
     yield from _of_data(cfg, splits)
     yield from _of_model(cfg)
-    yield from _of_optimizer(cfg)
+    yield from of_optimizer(cfg)
     for section in vissl_defaults()["LOSS"]:
         if section not in ("name", cfg.LOSS.name):
             yield f"LOSS.{section}", _remedy_of_loss(cfg)
@@ -90,10 +75,12 @@ def _of_data(cfg, splits: list[str]) -> Iterator[tuple[str, str]]:
                     f"{cfg.TRAINER.TASK_NAME} has a sampler of its own, the same order on any number "
                     "of processes and after any interruption; remove it",
                 )
+        if cfg.TRAINER.TASK_NAME == "barlow_task":
+            yield f"DATA.{split}.BASE_DATASET", "barlow_task has a data set of its own; remove it"
         if split == "TEST":
             yield "DATA.TEST.DROP_LAST", "each test image counts once; remove it"
         if cfg.DATA[split].DATA_LIMIT < 0:
-            for name in ("IS_BALANCED", "SKIP_NUM_SAMPLES"):
+            for name in ("IS_BALANCED", "SKIP_NUM_SAMPLES", "SEED"):
                 yield (
                     f"DATA.{split}.DATA_LIMIT_SAMPLING.{name}",
                     f"all images are used; set config.DATA.{split}.DATA_LIMIT, or remove it",
@@ -118,77 +105,58 @@ def _of_model(cfg) -> Iterator[tuple[str, str]]:
     if heads and all(hasattr(head, "takes_representations") for head in heads):
         for key in ("BATCHNORM_EPS", "BATCHNORM_MOMENTUM", "PARAMS_MULTIPLIER"):
             yield f"MODEL.HEAD.{key}", "this plugin's heads have torch's defaults; remove it"
-    skipped = cfg.MODEL.WEIGHTS_INIT.SKIP_LAYERS
+    evaluation = "MODEL.FEATURE_EVAL_SETTINGS"
+    if not cfg.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON:
+        remedy = f"set config.{evaluation}.EVAL_MODE_ON=true, or remove it"
+        others = {"EVAL_MODE_ON"}
+        if not pretrains(cfg):  # evaluations with and without it share what says where features are
+            others.add("LINEAR_EVAL_FEAT_POOL_OPS_MAP")
+        for key in set(vissl_defaults()["MODEL"]["FEATURE_EVAL_SETTINGS"]) - others:
+            yield f"{evaluation}.{key}", f"nothing is evaluated; {remedy}"
+    if cfg.TRAINER.TASK_NAME == "barlow_task":
+        yield "MODEL.AMP_PARAMS.AMP_ARGS", "they are apex's, and barlow_task has torch's; remove it"
+    if pretrains(cfg):
+        for key in ("MULTI_INPUT_HEAD_MAPPING", "SINGLE_PASS_EVERY_CROP"):
+            name = cfg.MODEL.BASE_MODEL_NAME
+            yield f"MODEL.{key}", f"{name} passes two views, each on its own; remove it"
+    weights = cfg.MODEL.WEIGHTS_INIT
+    if not weights.PARAMS_FILE:
+        remedy = "set config.MODEL.WEIGHTS_INIT.PARAMS_FILE, or remove it"
+        yield "BARLOW.WEIGHTS_TRUNK", f"no checkpoint is named; {remedy}"
+    elif weights.STATE_DICT_KEY_NAME not in _CONTAINERS:
+        remedy = f"to choose a trunk, config.BARLOW.WEIGHTS_TRUNK={weights.STATE_DICT_KEY_NAME}"
+        yield "MODEL.WEIGHTS_INIT.STATE_DICT_KEY_NAME", f"{remedy}; else remove it"
+    skipped = weights.SKIP_LAYERS
     if set(skipped) - _SKIPPED:
         yield "MODEL.WEIGHTS_INIT.SKIP_LAYERS", "all of the trunk is loaded; remove it"
 
 
-def _of_optimizer(cfg) -> Iterator[tuple[str, str]]:
-    name = cfg.OPTIMIZER.name
-    own = getattr(OPTIMIZER_REGISTRY.get(name), "keys", None)
-    for key, readers in _OF_OPTIMIZERS.items():
-        known = own is not None or name in {
-            each for some in _OF_OPTIMIZERS.values() for each in some
-        }
-        if known and not (key in own if own is not None else name in readers):
-            others = " or ".join(readers)
-            yield (
-                f"OPTIMIZER.{key}",
-                f"{name} has no {key}, {others} has; remove it, or set the name",
-            )
+def _of_typed(cfg, typed: list[str]) -> Iterator[tuple[str, str]]:
+    model, name = cfg.MODEL, cfg.MODEL.BASE_MODEL_NAME
+    ours = cfg.TRAINER.TASK_NAME == "barlow_task"
+    remedies = {}
+    if ours and model.AMP_PARAMS.AMP_TYPE != "pytorch":
+        remedies["MODEL.AMP_PARAMS.AMP_TYPE"] = "barlow_task has torch's alone; set it to pytorch"
+    if ours and not model.AMP_PARAMS.USE_AMP:
+        remedies["BARLOW.AMP_DTYPE"] = _switched_by("MODEL.AMP_PARAMS.USE_AMP")
+    for section, switch, keys in _SWITCHED:
+        if not model[section][switch]:
+            remedy = _switched_by(f"MODEL.{section}.{switch}")
+            remedies |= {f"MODEL.{section}.{key}": remedy for key in keys}
+    of_model: frozenset[str] = getattr(MODEL_REGISTRY.get(name), "keys", frozenset())
+    for key in _of_models() - of_model:
+        remedies[f"MODEL.{key}"] = f"{name} has none; remove it, or name another model"
+    yield from ((key, remedies[key]) for key in typed if key in remedies)
+    yield from _of_loss(cfg, typed)
 
 
-def _of_schedules(cfg, typed: list[str]) -> Iterator[tuple[str, str]]:
-    schedules = cfg.OPTIMIZER.param_schedulers
-    for word in typed:
-        schedule, _, key = word.removeprefix("OPTIMIZER.param_schedulers.").partition(".")
-        if not word.startswith("OPTIMIZER.param_schedulers.") or schedule not in schedules:
-            continue
-        if schedule == "lr_head" and not cfg.OPTIMIZER.head_optimizer_params.use_different_lr:
-            remedy = (
-                "set config.OPTIMIZER.head_optimizer_params.use_different_lr=true, or remove it"
-            )
-            yield word, f"heads have the trunk's rate; {remedy}"
-            continue
-        options = schedules[schedule]
-        own = getattr(PARAM_SCHEDULER_REGISTRY.get(options.name), "keys", None)
-        readers = _OF_SCHEDULES.get(key, (options.name,))
-        if key == "update_interval" and own is not None and options.update_interval != "step":
-            yield word, f"{options.name} follows every step; remove it"
-        elif key in _OF_SCHEDULES and options.name not in readers:
-            others = " or ".join(readers)
-            yield word, f"{options.name} has no {key}, {others} has; remove it, or set the name"
-        elif remedy := _of_scaling(schedule, options, key, typed):
-            yield word, remedy
+def _switched_by(key: str) -> str:
+    return f"set config.{key}=true, or remove it"
 
 
-def _of_scaling(schedule: str, options, key: str, typed: list[str]) -> str:
-    """What to do instead of a schedule's typed `key` that its automatic scaling, or the lack of it,
-    leaves unread; "" where it is read."""
-    scaling = options.auto_lr_scaling
-    section, _, of_scaling = key.partition(".")
-    if section == "auto_lr_scaling":
-        is_read = scaling.auto_scale or of_scaling in ("", "auto_scale")
-        peak = "start_value, value or values"
-        return "" if is_read else f"the rate is not scaled; set {peak}, or auto_scale=true"
-    if section not in _PEAKS or not scaling.auto_scale:
-        return ""
-    base = f"OPTIMIZER.param_schedulers.{schedule}.auto_lr_scaling.base_value"
-    unscaled = "or auto_lr_scaling.auto_scale=false"
-    peak = options[section][0] if section == "values" else options[section]
-    if base not in typed or peak != scaling.base_value:
-        scaled = f"the rate is config.{base}={scaling.base_value}, scaled to the batch"
-        return f"{scaled}; set both, alike, {unscaled}"
-    if section == "values" and not _is_geometric(options["values"]):
-        return (
-            f"a scaled rate falls by values[1] / values[0] each time; set such values, {unscaled}"
-        )
-    return ""
-
-
-def _is_geometric(values) -> bool:
-    ratios = [after / before for before, after in itertools.pairwise(values) if before]
-    return all(math.isclose(ratio, ratios[0], rel_tol=_SAME_RATIO) for ratio in ratios)
+def _of_models() -> frozenset[str]:
+    """Keys of MODEL that one or the other of the plugin's models has."""
+    return frozenset().union(*(getattr(model, "keys", ()) for model in MODEL_REGISTRY.values()))
 
 
 def _of_loss(cfg, typed: list[str]) -> Iterator[tuple[str, str]]:
@@ -225,12 +193,8 @@ def _of_plugin(cfg) -> Iterator[tuple[str, str]]:
 
 def _looked_up(cfg, key: str) -> tuple[Any, Any]:
     """Value and default of a key; the default of a section's keys by their names."""
-    defaults: Any = {**vissl_defaults(), "BARLOW": _defaults_of_plugin()}
-    value: Any = cfg
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-        defaults = defaults.get(part) if isinstance(defaults, Mapping) else None
-    return value, defaults
+    defaults = {**vissl_defaults(), "BARLOW": _defaults_of_plugin()}
+    return value_at(cfg, key), value_at(defaults, key)
 
 
 def _defaults_of_plugin() -> dict[str, Any]:

@@ -63,6 +63,8 @@ class BarlowBYOLModel(BarlowSimSiamModel):
     in training mode like the online one) is saved and restored with the model.
     """
 
+    keys = frozenset({"TARGET_MOMENTUM"})  # of `config.MODEL`
+
     def __init__(self, model_config, optimizer_config) -> None:
         super().__init__(model_config, optimizer_config)
         self.target = copy.deepcopy(self._online).requires_grad_(False)

@@ -1,4 +1,5 @@
-"""Samples that depend on the seed, the epoch and the image alone, whatever source and transforms."""
+"""Samples that depend on the seed, the epoch and the image alone, whatever source and transforms; and
+steps whose draws depend on the seed, the step and the process alone."""
 
 import contextlib
 import random
@@ -9,6 +10,7 @@ import torch
 from vissl.data import DATA_SOURCES_WITH_SUBSET_SUPPORT, DATASET_SOURCE_MAP
 from vissl.data.ssl_dataset import GenericSSLDataset
 
+from vissl_barlow.distributed import rank
 from vissl_barlow.views import view_seed as view_seed
 
 
@@ -27,6 +29,18 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def seed_step(seed: int, step: int, device: torch.device) -> None:
+    """Seeds what a training step draws on this process (dropout, dropped paths) by its number.
+
+    Whatever was drawn before, in this start or in an earlier one: a resumed run draws as one that was
+    not interrupted.
+    """
+    drawn = int(np.random.SeedSequence([seed, step, rank()]).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(drawn)  # not torch.manual_seed: as above
+    if device.type == "cuda":
+        torch.cuda.manual_seed(drawn)
 
 
 class ReproducibleDataset(GenericSSLDataset):

@@ -3,8 +3,9 @@
 
 An interrupted run and an uninterrupted one must see the same images in the same order under the
 same augmentations. Order and augmentation are therefore functions of the seed, the epoch and the
-image (see `reproducible.py` for the augmentation), not of what was drawn before: no random state needs
-saving, and neither the number of loader workers nor the place of the interruption matters.
+image, and what layers draw (dropout) is one of the seed, the step and the process (`reproducible.py`),
+not of what was drawn before: no random state needs saving, and neither the number of loader workers nor
+the place of the interruption matters.
 """
 
 import contextlib

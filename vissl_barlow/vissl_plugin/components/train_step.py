@@ -15,6 +15,7 @@ from vissl.trainer.train_steps import register_train_step
 from vissl.utils.perf_stats import PerfTimer
 
 from vissl_barlow.views import normalize
+from vissl_barlow.vissl_plugin.components.reproducible import seed_step
 
 
 @register_train_step("barlow_train_step")
@@ -43,6 +44,8 @@ def barlow_train_step(task=None):
     sample = {key: value[0] for key, value in batch.items()}
     sample["input"], sample["target"] = sample.pop(input_key), sample.pop(target_key)
     task.last_batch.sample, task.last_batch.target = sample, sample["target"]
+    if task.train:
+        seed_step(task.config.SEED_VALUE, task.iteration, task.device)
     pieces = task.pieces if task.train else None
     with torch.set_grad_enabled(task.train), task.autocast():
         views = _prepare(task, sample["input"])

@@ -138,6 +138,8 @@ class BarlowAsymmetricTwinsModel(BarlowPredictingTwins):
     or false. Outside training it is `barlow_twins_model`.
     """
 
+    keys = frozenset({"STOP_GRADIENT"})  # of `config.MODEL`
+
     def forward(self, batch):
         outputs = super().forward(batch)
         if not (self.training and is_pair_of_views(batch)):

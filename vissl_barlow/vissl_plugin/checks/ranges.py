@@ -1,0 +1,117 @@
+"""Refuses values of VISSL's keys that are out of range, or of no kind there is.
+
+VISSL takes an image of an unknown type for RGB, and a negative limit of the gradient turns it round.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from classy_vision.losses import LOSS_REGISTRY
+from classy_vision.optim import OPTIMIZER_REGISTRY
+from classy_vision.optim.param_scheduler import PARAM_SCHEDULER_REGISTRY
+from vissl.models import MODEL_REGISTRY
+from vissl.trainer.train_steps import TRAIN_STEP_REGISTRY
+from vissl.utils.misc import is_apex_available
+
+from vissl_barlow.vissl_plugin.checks.common import Refusals, value_at, world_size
+from vissl_barlow.vissl_plugin.errors import ConfigError, near_names
+
+# Counts, and the least that each can be.
+_COUNTS = {
+    "OPTIMIZER.num_epochs": 1,
+    "DATA.TRAIN.BATCHSIZE_PER_REPLICA": 1,
+    "DATA.TEST.BATCHSIZE_PER_REPLICA": 1,
+    "DATA.TRAIN.DATA_LIMIT": -1,
+    "DATA.TEST.DATA_LIMIT": -1,
+    "DISTRIBUTED.NUM_NODES": 1,
+    "DISTRIBUTED.NUM_PROC_PER_NODE": 1,
+    "SEED_VALUE": 0,
+}
+_CHOICES = {
+    "MODEL.INPUT_TYPE": ("rgb", "bgr", "lab"),
+    "MODEL.SYNC_BN_CONFIG.SYNC_BN_TYPE": ("pytorch", "apex"),
+}
+# numpy's; VISSL seeds it with (SEED_VALUE + rank) num_epochs (vissl/utils/misc.py:172).
+_SEEDS = 2**32
+_SYNC_BN = "MODEL.SYNC_BN_CONFIG"
+_CLIP = "MODEL.GRAD_CLIP"
+
+
+def check_ranges(cfg) -> None:
+    """Raises ConfigError for such values; of each key the default has taken a wrong type's place."""
+    for errors in (_of_counts, _of_others):
+        refusals = Refusals()
+        for error in errors(cfg):
+            with refusals:
+                raise error
+        refusals.raise_all()
+
+
+def _of_counts(cfg) -> Iterator[ConfigError]:
+    for key, least in _COUNTS.items():
+        value = value_at(cfg, key)
+        if value is not None and not (isinstance(value, int) and value >= least):
+            yield ConfigError(key, value, f"set a whole number of at least {least}")
+
+
+def _of_others(cfg) -> Iterator[ConfigError]:
+    epochs, seed = cfg.OPTIMIZER.num_epochs, cfg.SEED_VALUE
+    most = _SEEDS // epochs - world_size(cfg)
+    if seed > most:
+        yield ConfigError(
+            "SEED_VALUE",
+            seed,
+            f"times config.OPTIMIZER.num_epochs={epochs}, as VISSL seeds with, it is more than numpy "
+            f"takes; set at most {most}",
+        )
+    for key, known in _CHOICES.items():
+        if value_at(cfg, key) not in known:
+            yield ConfigError(key, value_at(cfg, key), f"set {' or '.join(known)}")
+    yield from _of_names(cfg)
+    yield from _of_clipping(cfg.MODEL.GRAD_CLIP)
+    yield from _of_groups(cfg)
+
+
+def _of_names(cfg) -> Iterator[ConfigError]:
+    names = {
+        "OPTIMIZER.name": OPTIMIZER_REGISTRY,
+        "MODEL.BASE_MODEL_NAME": MODEL_REGISTRY,
+        "TRAINER.TRAIN_STEP_NAME": TRAIN_STEP_REGISTRY,
+        # torch's losses have sections too.
+        "LOSS.name": {*cfg.LOSS} & {*LOSS_REGISTRY, *vars(torch.nn.modules.loss)},
+    }
+    for schedule in cfg.OPTIMIZER.param_schedulers:
+        names[f"OPTIMIZER.param_schedulers.{schedule}.name"] = PARAM_SCHEDULER_REGISTRY
+    for key, known in names.items():
+        name = value_at(cfg, key)
+        if name not in known:
+            yield ConfigError(
+                key, name, f"there is none of that name; {near_names(str(name), known)}"
+            )
+
+
+def _of_clipping(clip) -> Iterator[ConfigError]:
+    if not clip.USE_GRAD_CLIP:
+        return
+    if not clip.MAX_NORM > 0:
+        yield ConfigError(f"{_CLIP}.MAX_NORM", clip.MAX_NORM, "set a number above 0")
+    is_number = isinstance(clip.NORM_TYPE, int | float) and clip.NORM_TYPE > 0
+    if not (is_number or clip.NORM_TYPE == "inf"):
+        yield ConfigError(f"{_CLIP}.NORM_TYPE", clip.NORM_TYPE, "set a number above 0, or inf")
+
+
+def _of_groups(cfg) -> Iterator[ConfigError]:
+    settings, processes = cfg.MODEL.SYNC_BN_CONFIG, world_size(cfg)
+    if not settings.CONVERT_BN_TO_SYNC_BN:
+        return
+    size = settings.GROUP_SIZE
+    if 0 < size < processes and processes % size:
+        yield ConfigError(
+            f"{_SYNC_BN}.GROUP_SIZE",
+            size,
+            f"{processes} processes make no groups of {size}, and the last would have statistics of "
+            "fewer images; set a divisor, or 0 for all processes",
+        )
+    elsewhere = cfg.MACHINE.DEVICE != "gpu" or cfg.SLURM.USE_SLURM
+    if settings.SYNC_BN_TYPE == "apex" and not elsewhere and not is_apex_available():
+        yield ConfigError(f"{_SYNC_BN}.SYNC_BN_TYPE", "apex", "apex is not installed; set pytorch")
