@@ -159,7 +159,7 @@ def test_warm_up_longer_than_training(tmp_path):
 def test_a_rate_that_learns_nothing(tmp_path):
     key = "config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.base_value"
     for rate in ("0", "-0.1"):
-        assert refusal(tmp_path, f"{key}={rate}").startswith(f"{key}={rate}: the rate of a batch")
+        assert refusal(tmp_path, f"{key}={rate}").startswith(f"{key}={rate}: must be above 0")
 
 
 def test_checkpoint_folder_not_writable(tmp_path):

@@ -71,5 +71,5 @@ def test_a_start_asks_for_them(tmp_path):
     with pytest.raises(ConfigError, match=r"SEED_VALUE=0\.5: set a whole number"):
         resolve(tmp_path, DIGITS, "config.SEED_VALUE=0.5")
     head = "config.MODEL.HEAD.PARAMS=[[barlow_projector,{in_dim:256,dims:512}]]"
-    with pytest.raises(ConfigError, match=r"dims=512 must list one width per layer"):
+    with pytest.raises(ConfigError, match=r"dims of barlow_projector is 512; set a list of widths"):
         resolve(tmp_path, DIGITS, head)

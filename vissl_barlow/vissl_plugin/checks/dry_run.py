@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 from vissl.data import build_dataset
 from vissl.data.ssl_transforms import get_transform
 
@@ -28,6 +30,20 @@ _IMAGES = (Image.new("RGB", (320, 240)), Image.new("RGB", (272, 400)))
 
 class _OneValue(Exception):
     """A batch normalisation in training gets one value per channel; says which."""
+
+
+class _ShapesOfBatchNorm(TorchFunctionMode):
+    """Batch normalisation that leaves its input as it is: on the meta device torch composes it of some
+    twenty operations, which take nine tenths of a pass."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not functional.batch_norm:
+            return function(*args, **(kwargs or {}))
+        images, *of_channels = args[:5]
+        sizes = {len(each) for each in of_channels if isinstance(each, torch.Tensor)}
+        if sizes - {images.shape[1]}:
+            raise RuntimeError(f"{images.shape[1]} channels, and a batch norm of {sizes.pop()}")
+        return images
 
 
 class _Item(NamedTuple):
@@ -245,7 +261,7 @@ def _refuse_one_value(name: str) -> Callable:
 def _try(run: Callable, key: str, value, wrong: str, remedy: str):
     """What `run` returns; None where the meta device cannot tell."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _ShapesOfBatchNorm():
             return run()
     except _OneValue:
         raise
