@@ -17,6 +17,7 @@ from small_disks import full, small_disk
 from vissl_runs import resolve
 
 import vissl_barlow
+from vissl_barlow.images import UnreadableImage
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 
@@ -53,6 +54,21 @@ def test_images_of_several_sizes_want_a_resize(config):
     for split in ("TRAIN", "TEST"):
         ((images, labels),) = LabelledImages(config, split)
         assert images.shape == (3, 3, 8, 8) and labels.tolist() == [0, 1, 1]
+
+
+def test_an_image_that_cannot_be_read_is_no_other_of_its_class(config, tmp_path):
+    """What takes its place while training, b/9.png here, is not of class a."""
+    from vissl_barlow.vissl_plugin.hooks.labelled_images import LabelledImages
+
+    config.DATA.TEST.TRANSFORMS = [{"name": "Resize", "size": [8, 8]}, {"name": "ToTensor"}]
+    config.DATA.TEST.BATCHSIZE_PER_REPLICA = 1
+    (tmp_path / "val/a/8.png").write_bytes(b"no image")
+    assert [labels.tolist() for _, labels in LabelledImages(config, "TEST")] == [[1], [1]]
+    for image in tmp_path.glob("val/b/*"):
+        image.write_bytes(b"no image")
+    config.BARLOW.MAX_CONSECUTIVE_UNREADABLE = 1
+    with pytest.raises((ConfigError, UnreadableImage)):
+        list(LabelledImages(config, "TEST"))
 
 
 def test_images_are_in_memory_a_batch_at_a_time(config):

@@ -20,7 +20,8 @@ class LabelledImages:
 
     Of more than `BARLOW.PROBE.IMAGES` a random choice, always the same. Iterating gives batches of
     DATA.TEST.BATCHSIZE_PER_REPLICA images, (N, C, H, W) with (N,) labels, and leaves torch's global
-    generator alone.
+    generator alone. Images that cannot be read are left out: what takes their place while training
+    may be of another class.
 
     Args:
         config: of a pretraining with a probe.
@@ -44,7 +45,7 @@ class LabelledImages:
         )
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Raises ConfigError where the transforms leave images of several sizes."""
+        """Raises ConfigError where images are left with several sizes, or none can be read."""
         seen: set[tuple[int, ...]] = set()
         with held_back():  # from the workers, until they leave it to the run
             batches = iter(self.loader)
@@ -58,13 +59,23 @@ class LabelledImages:
                     f"the probe's images ({self.split}) have {len(seen)} sizes under these; add Resize "
                     "and CenterCrop, or set config.BARLOW.PROBE.KIND=none",
                 )
-            yield images, labels
+            if len(labels):
+                yield images, labels
+        if not seen:
+            key = f"DATA.{self.split}.DATA_PATHS"
+            raise ConfigError(
+                key,
+                self.config.DATA[self.split].DATA_PATHS,
+                "none of the images that the probe would read there can be read; mend them, or set "
+                "config.BARLOW.PROBE.KIND=none",
+            )
 
 
 def _collate(
     items: list[dict],
 ) -> tuple[set[tuple[int, ...]], torch.Tensor | None, torch.Tensor]:
-    """The images' sizes, the images if they are of one, and the labels."""
+    """Of those that could be read: sizes, the images if they are of one size, and labels."""
+    items = [item for item in items if item["data_valid"][0] == 1]
     images = [item["data"][0] for item in items]
     sizes = {tuple(image.shape) for image in images}
     labels = torch.tensor([int(item["label"][0]) for item in items])
