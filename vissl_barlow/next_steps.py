@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from vissl_barlow.checkpoint.architecture import TrunkDepth
-from vissl_barlow.overrides import override
+from vissl_barlow.overrides import compose_config, override
 from vissl_barlow.own_images.folder import WITHOUT_LABELS
 from vissl_barlow.paths import config_folder
 from vissl_barlow.provenance import read_provenance
@@ -30,6 +30,13 @@ BUNDLED_DIGITS = "+config/benchmark/vissl_barlow/overlays=bundled_digits"
 _IMAGENETS = TrunkDepth(50, small_stem=False), 1000
 _DIGITS = TrunkDepth(18, small_stem=False, width_multiplier=0.5), 10
 _IMAGENET_PROCESSES = 8
+# Data sets with a linear evaluation of their own, as VISSL knows them, to its config.
+_OWN_LINEAR = {
+    "CIFAR10": "cifar10_linear",
+    "CIFAR100": "cifar100_linear",
+    "STL10": "stl10_linear",
+    "imagenet100_folder": "imagenet100_linear",
+}
 _WORDS = (
     *(("loss", "loss"), ("invariance", "invariance"), ("redundancy", "redundancy")),
     *(("diagonal_mean", "mean diagonal of C"), ("off_diagonal_rms", "off-diagonal RMS of C")),
@@ -80,17 +87,47 @@ def _evaluation(
             *_of_another_trunk(trunk, *_DIGITS),
         )
     images = _images(checkpoint.parent) if run else {}
+    if linear := _OWN_LINEAR.get("".join(data.get("DATASET_NAMES", ()))):
+        return _small_evaluation(
+            checkpoint, trunk, run, evaluations, linear, _root(images, "FOLDER")
+        )
     if not images or images.get("images") == _imagenets_images():
         root = _root(images, "IMAGENET")
         return _command(
             *("vissl_barlow.reproduce", "table1", "--checkpoint", _shown(checkpoint)),
             *("--imagenet", root, "--out", _shown(evaluations)),
             *_of_another_trunk(trunk, *_IMAGENETS),
-            *_of_another_machine(run),
+            *_of_another_machine(run, _IMAGENET_PROCESSES),
         )
     if str(images.get("found", "")).partition(":")[0].endswith(WITHOUT_LABELS):
         return _own_evaluation(checkpoint, "FOLDER_OF_CLASSES", evaluations)
     return _own_evaluation(checkpoint, _root(images, "FOLDER"), evaluations)
+
+
+def _small_evaluation(
+    checkpoint: Path,
+    trunk: TrunkDepth,
+    run: Mapping[str, Any],
+    evaluations: Path,
+    linear: str,
+    root: str,
+) -> str:
+    """Of a data set that torchvision reads, both splits in one folder, or of folders for each."""
+    config = f"benchmark/vissl_barlow/{linear}"
+    composed = compose_config(config)
+    resnet, (_, head) = composed.MODEL.TRUNK.RESNETS, composed.MODEL.HEAD.PARAMS[0]
+    of_folders = "disk_folder" in composed.DATA.TRAIN.DATA_SOURCES
+    return _command(
+        *(RUNNER, f"config={config}"),
+        override("MODEL.WEIGHTS_INIT.PARAMS_FILE", _shown(checkpoint)),
+        *(
+            override(f"DATA.{split}.DATA_PATHS", [f"{root}/{part}" if of_folders else root])
+            for split, part in (("TRAIN", "train"), ("TEST", "val"))
+        ),
+        override("CHECKPOINT.DIR", _shown(evaluations)),
+        *_of_another_trunk(trunk, TrunkDepth(resnet.DEPTH, resnet.SMALL_STEM), head.num_classes),
+        *_of_another_machine(run, composed.DISTRIBUTED.NUM_PROC_PER_NODE),
+    )
 
 
 def _own_evaluation(checkpoint: Path, root: str, evaluations: Path) -> str:
@@ -113,12 +150,12 @@ def _of_another_trunk(trunk: TrunkDepth, expected: TrunkDepth, classes: int) -> 
         yield override("MODEL.HEAD.PARAMS", [head])
 
 
-def _of_another_machine(run: Mapping[str, Any]) -> Iterator[str]:
-    """What Table 1 must be told to run where the pretraining ran."""
+def _of_another_machine(run: Mapping[str, Any], expected: int) -> Iterator[str]:
+    """What an evaluation of `expected` processes must be told to run where the pretraining ran."""
     if run.get("MACHINE", {}).get("DEVICE") == "cpu":
         yield from (override("MACHINE.DEVICE", "cpu"), override("DISTRIBUTED.BACKEND", "gloo"))
-    processes = run.get("DISTRIBUTED", {}).get("NUM_PROC_PER_NODE", _IMAGENET_PROCESSES)
-    if processes != _IMAGENET_PROCESSES:
+    processes = run.get("DISTRIBUTED", {}).get("NUM_PROC_PER_NODE", expected)
+    if processes != expected:
         yield override("DISTRIBUTED.NUM_PROC_PER_NODE", processes)
 
 

@@ -105,6 +105,44 @@ def test_the_digits_trunk_fits_their_evaluation(tmp_path):
     assert "config.MODEL.HEAD.PARAMS=[[barlow_linear,{in_dim:512,num_classes:10}]]" in wider
 
 
+@pytest.mark.parametrize(
+    ("name", "source", "classes", "paths"),
+    [
+        ("CIFAR10", "torchvision_dataset", 10, ("data", "data", "data")),
+        ("STL10", "barlow_stl10", 10, ("data", "data", "data")),
+        ("imagenet100_folder", "barlow_folder", 100, ("data/train", "data/train", "data/val")),
+    ],
+)
+def test_a_data_set_with_an_evaluation_of_its_own(
+    tmp_path, monkeypatch, name, source, classes, paths
+):
+    """What is in its folder is no folder of classes, or not normalised as ImageNet is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "val").mkdir()
+    trained, train, test = (str(tmp_path / path) for path in paths)
+    images = {"images": 50000, "classes": None, "paths": [trained]}
+    config = {"DATA": {"TRAIN": {"DATA_SOURCES": [source], "DATASET_NAMES": [name]}}}
+    checkpoint = pretraining(
+        tmp_path / "run", images, **config, DISTRIBUTED={"NUM_PROC_PER_NODE": 2}
+    )
+    small = name == "CIFAR10"
+    words = commands(next_steps(checkpoint, TrunkDepth(18, small), 20))["evaluate"]
+    linear = name.removesuffix("_folder").lower()
+    assert words == [
+        "tools.run_distributed_engines",
+        f"config=benchmark/vissl_barlow/{linear}_linear",
+        "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=run/checkpoint.torch",
+        f"config.DATA.TRAIN.DATA_PATHS=[{Path(train).relative_to(tmp_path)}]",
+        f"config.DATA.TEST.DATA_PATHS=[{Path(test).relative_to(tmp_path)}]",
+        "config.CHECKPOINT.DIR=run/evaluation",
+        "config.DISTRIBUTED.NUM_PROC_PER_NODE=2",
+    ]
+    words = commands(next_steps(checkpoint, TrunkDepth(50, small), 20))["evaluate"]
+    head = f"[[barlow_linear,{{in_dim:2048,num_classes:{classes}}}]]"
+    assert {"config.MODEL.TRUNK.RESNETS.DEPTH=50", f"config.MODEL.HEAD.PARAMS={head}"} <= {*words}
+
+
 def test_a_checkpoint_from_the_middle_has_its_own_numbers_and_no_probe(tmp_path):
     text = next_steps(pretraining(tmp_path, IMAGENET), RESNET50, 15)
     assert "loss 10, invariance 3.5 at step 10" in text and "probe" not in text

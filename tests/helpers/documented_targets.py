@@ -32,14 +32,20 @@ def is_python(place: Place, code: str) -> None:
 
 
 def loads_the_trunk(place: Place, code: str) -> None:
-    """README's two lines: the checkpoint's trunk in a ResNet, whose classifier stays its own."""
+    """README's lines: the checkpoint's trunk in a ResNet, all of it, or an error."""
     trunk = load_trunk(place.trunk)
-    resnet = build_trunk(18, width_multiplier=0.5)
-    resnet.fc = torch.nn.Linear(256, 10)
     # The checkpoint is where the reader is.
-    exec(
-        code.replace("checkpoint.torch", str(place.folder / "checkpoint.torch")), {"resnet": resnet}
-    )
+    code = code.replace("checkpoint.torch", str(place.folder / "checkpoint.torch"))
+
+    def loaded(depth: int) -> torch.nn.Module:
+        resnet = build_trunk(depth, width_multiplier=0.5)
+        resnet.fc = torch.nn.Linear(256, 10)
+        exec(code, {"resnet": resnet, "torch": torch})
+        return resnet
+
+    resnet = loaded(18)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        loaded(34)
     assert all(torch.equal(resnet.state_dict()[name], tensor) for name, tensor in trunk.items())
 
 

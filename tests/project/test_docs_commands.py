@@ -247,7 +247,8 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
     "from vissl_barlow.loss import barlow_twins_loss\n"
     "loss, invariance, redundancy = barlow_twins_loss(z_a, z_b, lambda_=5e-3)": is_python,
     "from vissl_barlow.checkpoint import load_trunk\n"
-    'resnet.load_state_dict(load_trunk("checkpoint.torch"), strict=False)': loads_the_trunk,
+    "resnet.fc = torch.nn.Identity()\n"
+    'resnet.load_state_dict(load_trunk("checkpoint.torch"))': loads_the_trunk,
     "pip install -c constraints.txt .": installs,
     "pip install --no-deps vissl==0.1.6": installs,
     "pip install --no-deps --force-reinstall classy-vision==0.7.0": installs,

@@ -9,6 +9,7 @@ from reports import measured, report, row, rows
 
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce.__main__ import main
+from vissl_barlow.reproduce.report_tables import left_out, report_table
 from vissl_barlow.reproduce.runs import find_runs
 
 TABLES = [f"table{i}" for i in range(1, 8)]
@@ -253,3 +254,20 @@ def test_what_a_folder_of_ones_own_leaves_open_is_no_departure(tmp_path):
     (run,) = find_runs(tmp_path / "runs").runs
     assert run.settings == {depth, "global batch=64"} and not run.departures
     assert {found["label"] for found in rows(report(tmp_path), "own/figure1")} == {"own_images"}
+
+
+def test_a_seed_that_was_run_twice_counts_once(tmp_path, main_run):
+    """The run that was started last; the other is told, and there is no spread of one seed."""
+
+    def of_table_1():
+        found = find_runs(tmp_path)
+        table = report_table("table1", "imagenet", found)
+        (linear_top_1,) = (r for r in table.rows if r.runs and r.figure == "top-1")
+        return linear_top_1.measured, left_out(found, [table])
+
+    first = linear(tmp_path / "a", main_run, 72.0)
+    linear(tmp_path / "b", main_run, 73.0)
+    told = {first: f"the same as {tmp_path}/b, with the same seed 0: that one counts"}
+    assert of_table_1() == ("73.0", told)
+    linear(tmp_path / "c", main_run, 74.0, seed=1)
+    assert of_table_1() == ("73.5 ± 0.7 (2 runs)", told)

@@ -377,7 +377,11 @@ def left_out(found: Runs, tables: Iterable[ReportTable]) -> dict[Path, str]:
     """The runs, and what else was found, whose numbers are in none of `tables` but the last, of others:
     the folder to the reason. Nothing is wrong with them."""
     reasons = {run.folder: _why_left_out(run, found) for run in _in_none_of(tables, found)}
-    return {**found.left_out, **reasons}
+    again = {
+        run.folder: f"the same as {other.folder}, with the same seed {run.seed}: that one counts"
+        for run, other in found.repeats.items()
+    }
+    return {**found.left_out, **reasons, **again}
 
 
 def _why_left_out(run: Run, found: Runs) -> str:

@@ -177,6 +177,7 @@ class Runs:
     Attributes:
         refused: the folders whose numbers are refused, with reasons: something is wrong with them.
         left_out: what else of the folders is in no table, with reasons.
+        repeats: runs of which another is the same experiment with the same seed, to that one.
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class Runs:
         self.runs = list(runs)
         self.refused = refused
         self.left_out = left_out
+        self.repeats = _repeats(self.runs)
         pretrainings = [run for run in self.runs if run.pretrains]
         # Checkpoints are large: they are hashed only where an evaluation's hash is to be found.
         evaluations = any(run.weights_sha256 for run in self.runs)
@@ -203,17 +205,18 @@ class Runs:
         return tuple(filter(None, map(self.pretraining_of, runs)))
 
     def is_reportable(self, run: Run) -> bool:
-        """Whether `run` has a result, and not of a checkpoint from the middle of a pretraining."""
+        """Whether `run` has a result, not of a checkpoint from the middle of a pretraining, and is not
+        the repetition of another."""
         pretraining = self.pretraining_of(run)
         ended = pretraining is None or (
             pretraining.finished and pretraining.checkpoint_sha256 == run.weights_sha256
         )
-        return bool(run.result) and ended
+        return bool(run.result) and ended and run not in self.repeats
 
     def matching(
         self, config: str, overrides: Sequence[str] = (), *, departing: bool = False
     ) -> list[Run]:
-        """The runs of `config` with `overrides` and no other settings, by seed.
+        """The runs of `config` with `overrides` and no other settings, each once, by seed.
 
         Args:
             departing: whether those that depart from what was typed are among them; never where the
@@ -225,6 +228,7 @@ class Runs:
             for run in self.runs
             if run.config == config
             and run.settings == settings
+            and run not in self.repeats
             and (departing or not run.departures)
         ]
         return sorted(found, key=lambda run: run.seed)
@@ -258,6 +262,22 @@ def find_runs(folder: Path, leave_out: Path | None = None) -> Runs:
         refused |= reasons(runs)
         runs = [run for run in runs if run.folder not in refused]
     return Runs(runs, refused, left_out)
+
+
+def _repeats(runs: Iterable[Run]) -> dict[Run, Run]:
+    """Runs with a result to those that are the same experiment with the same seed and were started
+    last: a mean over both would be one over a seed that was drawn twice."""
+    last: dict[tuple, Run] = {}
+    repeats: dict[Run, Run] = {}
+    finished = [run for run in runs if run.result]
+    for run in sorted(finished, key=lambda run: run.starts[-1]["started"], reverse=True):
+        weights = run.weights and (run.weights_sha256 or run.weights["path"])
+        data = run.starts[-1].get("data") or {}
+        images = tuple(str(split.get("paths")) for split in data.values())
+        same = (run.config, run.settings, run.departures, run.seed, weights, images)
+        if last.setdefault(same, run) is not run:
+            repeats[run] = last[same]
+    return repeats
 
 
 def _copies(runs: Sequence[Run]) -> dict[Path, str]:
