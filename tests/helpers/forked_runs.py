@@ -27,6 +27,8 @@ TINY = (
     "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER=0.0625",
     "config.MODEL.HEAD.PARAMS=[[barlow_projector,{in_dim:32,dims:[32,32,32]}]]",
     "config.LOSS.barlow_loss.embedding_dim=32",
+    # What that computes is tested elsewhere (plugin/components/test_batch_norm.py).
+    "config.MODEL.SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN=false",
     "config.LOG_FREQUENCY=1",
     "config.CHECKPOINT.CHECKPOINT_FREQUENCY=1",
 )

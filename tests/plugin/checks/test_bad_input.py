@@ -130,9 +130,10 @@ def test_global_batch_of_one(tmp_path):
         "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=1",
         "config.DISTRIBUTED.NUM_PROC_PER_NODE=2",
     )
-    assert "would see one image at a time" in refusal(tmp_path, *two)
+    apart = "config.MODEL.SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN=false"
+    assert "would see one image at a time" in refusal(tmp_path, *two, apart)
     synchronised = "config.MODEL.SYNC_BN_CONFIG={CONVERT_BN_TO_SYNC_BN:true,GROUP_SIZE:0}"
-    resolve(tmp_path / "run", DIGITS, *two, synchronised)
+    resolve(tmp_path / "run", DIGITS, *two, apart, synchronised)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

@@ -117,7 +117,7 @@ def test_a_key_that_nothing_reads(configs, name, key, value, remedy):
         (DIGITS, "MODEL.AMP_PARAMS.AMP_TYPE", "barlow_task has torch's alone"),
         (DIGITS, "BARLOW.AMP_DTYPE", "set config.MODEL.AMP_PARAMS.USE_AMP=true"),
         (DIGITS, "MODEL.GRAD_CLIP.MAX_NORM", "set config.MODEL.GRAD_CLIP.USE_GRAD_CLIP=true"),
-        (DIGITS, "MODEL.SYNC_BN_CONFIG.SYNC_BN_TYPE", "SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN=true"),
+        (LINEAR, "MODEL.SYNC_BN_CONFIG.SYNC_BN_TYPE", "SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN=true"),
         (DIGITS, "MODEL.STOP_GRADIENT", "barlow_twins_model has none"),
         (DIGITS, "MODEL.TARGET_MOMENTUM", "barlow_twins_model has none"),
     ],

@@ -149,3 +149,20 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_interrupted(tmp
     assert not torch.equal(final["target"][weight], half["target"][weight])
     online = final["trunk"][weight.removeprefix("0.")]
     assert not torch.equal(final["target"][weight], online)
+
+
+def test_heads_begin_with_draws_of_their_own(tmp_path):
+    """VISSL seeds each head alike, and a predictor began as a copy of the projector's first layer."""
+    from vissl_barlow.projector import build_projector
+
+    simsiam = ("config.MODEL.HEAD.PARAMS.1.1={in_dim:16,dims:[32,16]}", "config.SEED_VALUE=3")
+    model = _model(tmp_path, "simsiam", *SIMSIAM, *simsiam)
+    first, second = (
+        head.projector.get_parameter(name).flatten()
+        for head, name in zip(model.heads, ("0.0.weight", "0.weight"))
+    )
+    both = torch.stack([first[: len(second)], second])
+    assert abs(torch.corrcoef(both)[0, 1]) < 0.15  # of 512 pairs; three standard deviations
+    # The only head of the paper's model keeps the run's seed.
+    torch.manual_seed(3)
+    assert torch.equal(first, build_projector(256, [32, 16])[0].weight.flatten())

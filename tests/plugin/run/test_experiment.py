@@ -256,3 +256,25 @@ def test_a_default_of_the_views_is_the_same_spelt_out_or_not():
     assert _differences(bare, other, False) == [(f"{views}.jitter_p", 0.8, 0.0)]
     resize = {f"{views}.name": "Resize"}
     assert _differences(resize, resize | {f"{views}.size": 224}, False) != []
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        ({}, "statistics per process (config.MODEL.SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN=false)"),
+        ({"GROUP_SIZE": 8}, "per group of processes (config.MODEL.SYNC_BN_CONFIG.GROUP_SIZE=8)"),
+        ({"GROUP_SIZE": -1}, "per group of processes (config.MODEL.SYNC_BN_CONFIG.GROUP_SIZE=-1)"),
+        ({"GROUP_SIZE": 0}, ""),
+    ],
+)
+def test_whose_statistics_change_with_the_number_of_processes(settings, warning, caplog):
+    from vissl_barlow.vissl_plugin.run.experiment import warn_of_batch_norm
+
+    section = "MODEL.SYNC_BN_CONFIG"
+    now = {f"{section}.{key}": value for key, value in settings.items()}
+    now |= {f"{section}.CONVERT_BN_TO_SYNC_BN": bool(settings), "processes": 16}
+    warn_of_batch_norm({**now, "processes": 32}, now)
+    assert (warning in caplog.text) and bool(caplog.text) == bool(warning)
+    caplog.clear()
+    warn_of_batch_norm(now, now)
+    assert not caplog.text

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from vissl.models import register_model
@@ -82,6 +83,14 @@ class BarlowTwinsModel(BaseSSLMultiInputOutputModel):
         matrices = [*self._of_one_view(features, view), features[0].detach().flatten(1)]
         self._widths = [matrix.shape[1] for matrix in matrices]
         return torch.cat(matrices, 1)
+
+    def _build_head_module(self, head_param):
+        # VISSL seeds every head with the run's seed (vissl/models/base_ssl_model.py:313): a predictor
+        # began as a copy of the projector's first layer. The first head keeps VISSL's draws.
+        if self.heads:
+            seed = (self.model_config._MODEL_INIT_SEED, len(self.heads))
+            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        return super()._build_head_module(head_param)
 
     @property
     def _projector_heads(self) -> nn.ModuleList:

@@ -33,6 +33,7 @@ PROCESSES = "processes"
 CHUNK_SIZE = "BARLOW.CHUNK_SIZE"
 _CHUNK_BATCH_NORM = "BARLOW.CHUNK_BATCH_NORM"
 _SYNCHRONISED = "MODEL.SYNC_BN_CONFIG.CONVERT_BN_TO_SYNC_BN"
+_GROUP_SIZE = "MODEL.SYNC_BN_CONFIG.GROUP_SIZE"
 # Differences named in a refusal; another data set or model would have dozens.
 SHOWN = 6
 # What VISSL derives from the number of processes or of images, adds to configs for its own use, or
@@ -113,7 +114,7 @@ def refuse_other_experiment(cfg, images: Callable[[], Mapping] | None = None) ->
     own |= images() if images else {}
     differences = [_differences(saved, own, bool(cfg.BARLOW.EXTEND)) for saved in known]
     if [] in differences:
-        _warn_of_batch_norm(known[differences.index([])], own)
+        warn_of_batch_norm(known[differences.index([])], own)
         return
     wanted = differences[0]
     # Of fewer epochs, which more would go on from, it is finished all the same.
@@ -186,11 +187,14 @@ def _is_same(key: str, theirs, own, extend: bool, there: Mapping, now: Mapping) 
     return " in DATA." in key and not (key in there and key in now)
 
 
-def _warn_of_batch_norm(there: Mapping, now: Mapping) -> None:
+def warn_of_batch_norm(there: Mapping, now: Mapping) -> None:
+    """Warns where a run that goes on on another number of processes has other batch statistics."""
     if not now.get(_SYNCHRONISED):
         per, key, value = "process", _SYNCHRONISED, "false"
     elif CHUNK_SIZE in now:
         per, key, value = "piece of all processes", CHUNK_SIZE, now[CHUNK_SIZE]
+    elif now.get(_GROUP_SIZE):
+        per, key, value = "group of processes", _GROUP_SIZE, now[_GROUP_SIZE]
     else:
         return
     if there.get(PROCESSES) != now[PROCESSES]:
