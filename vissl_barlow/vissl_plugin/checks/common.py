@@ -106,18 +106,6 @@ def named_heads(cfg) -> list[tuple[str, dict]]:
     ]
 
 
-def last_width(cfg, options) -> int:
-    """The width of the last layer of the head with these `options`."""
-    dims = options["dims"]
-    if not isinstance(dims, list) or not dims:
-        raise ConfigError(
-            "MODEL.HEAD.PARAMS",
-            cfg.MODEL.HEAD.PARAMS,
-            f"dims={dims} must list one width per layer, such as [8192, 8192, 8192]",
-        )
-    return dims[-1]
-
-
 def model_on_meta(cfg):
     """The model `cfg` would train, without memory or values: for names and shapes.
 

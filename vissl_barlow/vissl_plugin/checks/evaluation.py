@@ -12,7 +12,7 @@ from vissl.utils.io import is_url
 
 from vissl_barlow.checkpoint import CheckpointError
 from vissl_barlow.overrides import compose_config, override
-from vissl_barlow.vissl_plugin.checks.common import is_typed, last_width, model_on_meta
+from vissl_barlow.vissl_plugin.checks.common import is_typed, model_on_meta
 from vissl_barlow.vissl_plugin.components.weights import (
     heads_must_be_loaded,
     model_weights,
@@ -31,7 +31,7 @@ def classifier_outputs(cfg) -> int | None:
     if not cfg.MODEL.HEAD.PARAMS:
         return None
     name, options = cfg.MODEL.HEAD.PARAMS[-1]
-    return options["num_classes"] if name == "barlow_linear" else last_width(cfg, options)
+    return options["num_classes"] if name == "barlow_linear" else options["dims"][-1]
 
 
 def check_classifier(cfg) -> None:

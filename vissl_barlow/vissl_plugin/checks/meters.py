@@ -3,7 +3,7 @@
 import numpy as np
 from classy_vision.meters import METER_REGISTRY
 
-from vissl_barlow.vissl_plugin.checks.common import Refusals, last_width
+from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.checks.tools import labels_in_use, unfit_labels
 from vissl_barlow.vissl_plugin.errors import ConfigError, near_names
 
@@ -44,7 +44,7 @@ def head_outputs(cfg) -> int | None:
     name, options = cfg.MODEL.HEAD.PARAMS[-1] if cfg.MODEL.HEAD.PARAMS else ("", {})
     if name == "barlow_linear":
         return options["num_classes"]
-    return last_width(cfg, options) if isinstance(options, dict) and "dims" in options else None
+    return options["dims"][-1] if isinstance(options, dict) and "dims" in options else None
 
 
 def _check_outputs(cfg, name: str, outputs: int | None) -> None:

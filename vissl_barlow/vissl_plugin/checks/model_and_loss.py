@@ -9,7 +9,6 @@ from vissl.models.trunks import MODEL_TRUNKS_REGISTRY
 
 from vissl_barlow.vissl_plugin.checks.common import (
     Refusals,
-    last_width,
     named_heads,
     value_at,
     world_size,
@@ -64,8 +63,8 @@ def _check_heads(cfg, model: str) -> None:
     if names[1:] != ["barlow_predictor"] and not (stops and len(names) == 1):
         raise ConfigError(key, value, f"{model} takes a projector, then one barlow_predictor")
     if len(names) > 1:
-        embedding, predictor = last_width(cfg, value[0][1]), value[1][1]
-        if (predictor["in_dim"], last_width(cfg, predictor)) != (embedding, embedding):
+        embedding, predictor = value[0][1]["dims"][-1], value[1][1]
+        if (predictor["in_dim"], predictor["dims"][-1]) != (embedding, embedding):
             raise ConfigError(
                 key,
                 value,
@@ -78,7 +77,7 @@ def _check_sub_batches(cfg) -> None:
     options = cfg.LOSS.barlow_objective
     batch = cfg.DATA.TRAIN.BATCHSIZE_PER_REPLICA * world_size(cfg)
     rows = options.get("sub_batch_size") or batch
-    dim = last_width(cfg, cfg.MODEL.HEAD.PARAMS[0][1])
+    dim = cfg.MODEL.HEAD.PARAMS[0][1]["dims"][-1]
     if batch % rows or (rows <= dim and not options.get("eps", 0) > 0):
         raise ConfigError(
             "LOSS.barlow_objective.sub_batch_size",
@@ -95,7 +94,7 @@ def check_model(cfg) -> None:
     heads = _heads_on_the_trunk(cfg)
     _check_in_dim(cfg, heads)
     if heads and "dims" in heads[0][1]:  # a projector
-        _check_embedding_dim(cfg, last_width(cfg, heads[0][1]))
+        _check_embedding_dim(cfg, heads[0][1]["dims"][-1])
         _check_components(cfg)
 
 
