@@ -281,8 +281,8 @@ def _as_list(value: Any) -> list:
 
 def _print(folder: OwnFolder, choices: Mapping[str, Choice]) -> None:
     print(f"vissl_barlow: {folder.root}: {folder.description}")
-    if folder.warning:
-        print(f"vissl_barlow: warning: {folder.warning}")
+    for line in folder.warnings:
+        print(f"vissl_barlow: warning: {line}")
     shown = {key: each for key, each in choices.items() if key in _SHOWN}
     if not shown:
         return
