@@ -100,6 +100,28 @@ def test_images_that_own_images_hold_out_are_not_drawn(folder, monkeypatch, caps
     assert f"try {folder / 'own'}" in capsys.readouterr().err
 
 
+def test_own_images_are_drawn_as_a_run_would_choose(folder, monkeypatch):
+    arguments = ("--config", "pretrain/vissl_barlow/own_images", "--out", folder.parent / "v.png")
+    flip = "config.DATA.TRAIN.TRANSFORMS.0.flip_p=0"
+    images, views, _, _ = drawn(monkeypatch, folder, flip, *arguments)
+    assert len(images) == 2
+    two_views = TwoViews(
+        40, flip_p=0, crop_scale=(0.2, 1), blur_sigma=(0.0179, 0.3571), normalize_on_device=True
+    )
+    trained_on = [
+        np.asarray(Image.open(folder / name)) for name in ("a/1.png", "a/2.png", "b/3.png")
+    ]
+    trained_on = [each for each in trained_on if any(np.array_equal(each, i) for i in images)]
+    for image, pair in zip(images, views):
+        (index,) = (i for i, each in enumerate(trained_on) if np.array_equal(each, image))
+        expected = two_views(image, random.Random(view_seed(0, 0, index)))
+        for view, of_run in zip(pair, expected):
+            np.testing.assert_array_equal(view, of_run.permute(1, 2, 0))
+    larger = (folder, "config.DATA.TRAIN.TRANSFORMS.0.size=64", *arguments)
+    _, views, _, _ = drawn(monkeypatch, *larger)
+    assert views[0][0].shape == (64, 64, 3)
+
+
 def test_all_that_is_wrong_is_said_at_once(folder, capsys):
     wrong = [
         str(folder / "gone"),

@@ -25,7 +25,8 @@ from vissl_barlow.digits import digits
 from vissl_barlow.figures import draw_views
 from vissl_barlow.images import UnreadableImage, list_images, read_image
 from vissl_barlow.overrides import compose_config
-from vissl_barlow.own_images import FolderRefused, read_folder
+from vissl_barlow.own_images import FolderRefused, OwnFolder, read_folder
+from vissl_barlow.own_images.choices import AUTO, DEVICE, choose, this_machine
 from vissl_barlow.paths import config_folder, is_within
 from vissl_barlow.views.parameters import view_seed
 from vissl_barlow.views.two_views import TwoViews
@@ -74,9 +75,10 @@ def _draw(options: argparse.Namespace) -> str:
             return None
 
     config = attempt(_config, options.config, overrides)
-    two_views: Any = attempt(_two_views, config, options.config) if config else None
     kind = config["DATA"]["TRAIN"].get("DATA_SOURCES") if config else None
     source = attempt(_source, folders, kind)
+    own = source[2] if source else None
+    two_views: Any = attempt(_two_views, config, options.config, own) if config else None
     if options.images < 1:
         problems.append(f"--images {options.images}: give 1 or more")
     if not options.out.absolute().parent.is_dir():
@@ -88,7 +90,7 @@ def _draw(options: argparse.Namespace) -> str:
     ]
     if problems:
         raise ValueError("; ".join(problems))
-    size, read = source
+    size, read, _ = source
     chosen = list(_readable(range(size), read, options.images, options.seed))
     if not chosen:
         raise ValueError(f"none of the {size} images in {folders[0]} can be read")
@@ -139,8 +141,12 @@ def _config(name: str, overrides: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"--config {name}: no train_config.yaml of VISSL's") from None
 
 
-def _two_views(config: dict[str, Any], name: str) -> TwoViews:
-    """The transform of training; raises ValueError where it is none of ours, or not that alone."""
+def _two_views(config: dict[str, Any], name: str, own: OwnFolder | None) -> TwoViews:
+    """The transform of training, of what a run would choose for the images of `own`.
+
+    Raises:
+        ValueError: it is none of ours, or not that alone; or the images that it hangs on are not known.
+    """
     transforms = config["DATA"]["TRAIN"].get("TRANSFORMS", [])
     names = [transform.get("name") for transform in transforms]
     if names != ["BarlowTwoViews"]:
@@ -149,6 +155,8 @@ def _two_views(config: dict[str, Any], name: str) -> TwoViews:
             "this draws BarlowTwoViews alone"
         )
     options = {key: value for key, value in transforms[0].items() if key != "name"}
+    if own is not None:
+        options |= _chosen(config, options, own)
     chosen = [key for key, value in options.items() if value == "auto"]
     if chosen:
         raise ValueError(
@@ -162,17 +170,37 @@ def _two_views(config: dict[str, Any], name: str) -> TwoViews:
         raise ValueError(f"config.DATA.TRAIN.TRANSFORMS.0: {error}") from None
 
 
-def _source(folders: Sequence[str], kind: Any) -> tuple[int, Callable[[int], np.ndarray]]:
-    """How many images there are to train on, and what reads one; as the data sources of the config,
-    `kind`, have them."""
+def _chosen(config: dict[str, Any], options: dict[str, Any], own: OwnFolder) -> dict[str, Any]:
+    """The options that a run would choose for these images, on this machine."""
+    place = "DATA.TRAIN.TRANSFORMS.0."
+    values = {f"{place}{key}": value for key, value in options.items()}
+    values[DEVICE] = config["MACHINE"]["DEVICE"]
+    opened = [key for key, value in values.items() if value == AUTO]
+    given = {key: value for key, value in values.items() if key not in opened}
+    # Of the trunk nothing is asked for.
+    choices = choose(opened, given, own, this_machine(), lambda _: 1)
+    return {
+        key.removeprefix(place): choice.value
+        for key, choice in choices.items()
+        if key.startswith(place)
+    }
+
+
+def _source(
+    folders: Sequence[str], kind: Any
+) -> tuple[int, Callable[[int], np.ndarray], OwnFolder | None]:
+    """How many images there are to train on, what reads one, and what the folder is to `own_images`;
+    as the data sources of the config, `kind`, have them."""
     if not folders and kind == [DIGITS]:
         images, _ = digits("train")
-        return len(images), images.__getitem__
+        return len(images), images.__getitem__, None
     if len(folders) != 1:
         raise ValueError(f"name one folder of images, not {' '.join(folders) or 'none'}")
+    own = None
     if kind == [OWN_FOLDER]:
         try:
-            names = read_folder(folders[0]).train
+            own = read_folder(folders[0])
+            names = own.train
         except FolderRefused as error:
             instead = f"; try {error.instead}" if error.instead else ""
             raise ValueError(f"{folders[0]}: {error}{instead}") from None
@@ -180,7 +208,7 @@ def _source(folders: Sequence[str], kind: Any) -> tuple[int, Callable[[int], np.
         names = list_images(folders[0])
     if not names:
         raise ValueError(f"no images in {folders[0]}")
-    return len(names), lambda index: read_image(Path(folders[0], names[index]))
+    return len(names), lambda index: read_image(Path(folders[0], names[index])), own
 
 
 def _readable(
