@@ -194,12 +194,27 @@ def test_images_that_are_held_out_and_trained_on_are_named(tmp_path):
         pixels = rng.integers(0, 256, (9, 9, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{name}.bmp")  # of one size in bytes
         (tmp_path / f"{name}.png").unlink()
-    assert read_folder(tmp_path).warning == ""
+    assert read_folder(tmp_path).warnings == []
     (tmp_path / "val/b/5.bmp").write_bytes((tmp_path / "train/a/2.bmp").read_bytes())
     found = read_folder(tmp_path)
     assert found.trained_on == [("val/b/5.bmp", "train/a/2.bmp")]
-    assert found.warning.startswith("1 of 2 images held out are trained on as well, byte for byte")
-    assert read_folder(tmp_path / "val").warning == ""  # without any held out
+    assert found.warnings[0].startswith(
+        "1 of 2 images held out are trained on as well, byte for byte"
+    )
+    assert read_folder(tmp_path / "val").warnings == []  # without any held out
+
+
+def test_stacks_and_films_are_named(tmp_path):
+    pages = [Image.new("L", (9, 9), level) for level in (0, 100, 200)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "film.gif", save_all=True, append_images=pages[1:2])
+    pages[0].save(tmp_path / "page.tif")
+    # As of a camera: a JPEG and its preview.
+    pages[0].save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=pages[1:2])
+    found = read_folder(tmp_path)
+    (line,) = found.warnings
+    assert line.startswith("2 of 4 images looked at have several frames or pages (")
+    assert "stack.tif: 3" in line and "film.gif: 2" in line and len(found.sizes) == 4
 
 
 def test_classes_that_look_alike_are_named(tmp_path):

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -47,6 +48,8 @@ _UNREAD_ENDINGS = frozenset(
         *(".arw", ".orf", ".rw2", ".raf"),
     ]
 )
+# Formats whose files may be films, or stacks of pages.
+_OF_FRAMES = ("TIFF", "GIF", "WEBP", "PNG")
 # Where systems put copies and scraps of images, beside what is hidden by a dot.
 _HIDDEN_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN"})
 _SHOWN_ENDINGS = 3
@@ -94,10 +97,14 @@ class OwnFolder:
     def sizes(self) -> np.ndarray:
         """(N, 2) heights and widths in pixels of at most 256 images of `train`, drawn at random but
         always the same; without those whose header cannot be read."""
-        count = min(SAMPLED_SIZES, len(self.train))
-        chosen = random.Random(0).sample(self.train, count)
-        sizes = [_size_of(os.path.join(self.root, name)) for name in chosen]
-        return np.array([size for size in sizes if size], dtype=np.int64).reshape(-1, 2)
+        sizes = [header.size for _, header in self._headers]
+        return np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+    @functools.cached_property
+    def _headers(self) -> list[tuple[str, "_Header"]]:
+        chosen = random.Random(0).sample(self.train, min(SAMPLED_SIZES, len(self.train)))
+        found = ((name, _header_of(os.path.join(self.root, name))) for name in chosen)
+        return [(name, header) for name, header in found if header]
 
     @functools.cached_property
     def trained_on(self) -> list[tuple[str, str]]:
@@ -131,16 +138,24 @@ class OwnFolder:
         return hashlib.blake2b(data, digest_size=16).digest()
 
     @property
-    def warning(self) -> str:
-        """What makes the numbers on the images held out too good, in one line; "" if nothing does."""
-        if not (found := self.trained_on):
-            return ""
-        pairs = listed(f"{name} is {twin}" for name, twin in found)
-        compared = min(len(self.test), COMPARED_TEST)
-        return (
-            f"{len(found)} of {compared} images held out are trained on as well, byte for byte "
-            f"({pairs}): numbers on them are too good; remove one of each"
-        )
+    def warnings(self) -> list[str]:
+        """What makes numbers on the images held out too good, and what is not read, in a line each."""
+        lines = []
+        if found := self.trained_on:
+            pairs = listed(f"{name} is {twin}" for name, twin in found)
+            compared = min(len(self.test), COMPARED_TEST)
+            lines.append(
+                f"{len(found)} of {compared} images held out are trained on as well, byte for byte "
+                f"({pairs}): numbers on them are too good; remove one of each"
+            )
+        if several := [
+            f"{name}: {header.frames}" for name, header in self._headers if header.frames > 1
+        ]:
+            lines.append(
+                f"{len(several)} of {len(self._headers)} images looked at have several frames or pages "
+                f"({listed(several)}), of which the first is read; write others into files of their own"
+            )
+        return lines
 
     @property
     def description(self) -> str:
@@ -395,10 +410,19 @@ def _labelled(
     return OwnFolder(root, train, test, classes, train_labels, test_labels, test_from, note)
 
 
-def _size_of(path: str) -> tuple[int, int] | None:
-    """Height and width from the header; None where it cannot be read."""
+class _Header(NamedTuple):
+    """`size`: height and width in pixels."""
+
+    size: tuple[int, int]
+    frames: int
+
+
+def _header_of(path: str) -> _Header | None:
+    """None where it cannot be read."""
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
-            return image.height, image.width
+            # A camera's JPEG may have a preview as its second.
+            frames = getattr(image, "n_frames", 1) if image.format in _OF_FRAMES else 1
+            return _Header((image.height, image.width), frames)
     except Exception:  # whatever Pillow's parsers raise
         return None

@@ -71,8 +71,8 @@ def run(name: str, options: argparse.Namespace) -> int:
         raise ValueError("; ".join(reasons) or f"--only {options.only} matches none of {names}")
     if not options.dry_run:
         print(printable(f"{options.images}: {protocol.folder.description}"))
-        if protocol.folder.warning:
-            print(printable(f"warning: {protocol.folder.warning}"), file=sys.stderr, flush=True)
+        for line in protocol.folder.warnings:
+            print(printable(f"warning: {line}"), file=sys.stderr, flush=True)
     for left, why in left_out.items():
         print(printable(f"left out: {left}: {why}"), file=sys.stderr, flush=True)
     lists = options.out.resolve() / OWN / "lists"

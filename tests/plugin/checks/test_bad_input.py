@@ -157,6 +157,21 @@ def test_warm_up_longer_than_training(tmp_path):
     assert message.startswith("config.OPTIMIZER.param_schedulers.lr.warmup_epochs=1:")
 
 
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("config.MACHINE.DEVICE=cuda", "set gpu or cpu"),  # else VISSL trains on the CPU
+        ("config.DISTRIBUTED.BACKEND=nccl", "type config.DISTRIBUTED.BACKEND=gloo"),
+        ("config.DISTRIBUTED.BACKEND=glo", "set nccl or gloo or mpi"),
+        ("config.DATA.TRAIN.DATA_LIMIT=1.5", "set a whole number of at least -1"),
+        ("config.LOSS.name=barlow_los", "no such loss; did you mean barlow_loss"),
+    ],
+)
+def test_words_that_vissl_does_not_know(tmp_path, override, remedy):
+    message = refusal(tmp_path, override, f"+config.BARLOW.COMMAND=['{override}']")
+    assert message.startswith(f"{override}: ") and remedy in message
+
+
 def test_a_rate_that_learns_nothing(tmp_path):
     key = "config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.base_value"
     for rate in ("0", "-0.1"):

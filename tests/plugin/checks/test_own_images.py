@@ -163,6 +163,16 @@ def test_a_name_that_hydra_takes_for_a_number_is_no_other_folder(
     assert "[2024]: 3 images" in line
 
 
+@pytest.mark.parametrize("other", ["flat", "gone", "classes/a"])
+def test_no_other_folder_is_tested(images, tmp_path, other):
+    """Its classes would be taken for the others', by their numbers."""
+    tested = f"config.DATA.TEST.DATA_PATHS=[{images / other}]"
+    (line,) = refusals(tmp_path, from_folder(images / "classes"), tested)
+    assert "put both as train/ and val/ into one folder: config.DATA.TRAIN.DATA_PATHS=" in line
+    same = f"config.DATA.TEST.DATA_PATHS=[{images}/three/../classes]"
+    resolve(tmp_path, CONFIG, from_folder(images / "classes"), same)
+
+
 def test_images_held_out_that_are_trained_on_are_said(images, tmp_path, capsys):
     copies = shutil.copytree(images / "classes", tmp_path / "copies")
     resolve(tmp_path / "run", CONFIG, TRUNK, from_folder(copies))

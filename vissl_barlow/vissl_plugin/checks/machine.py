@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from vissl_barlow.vissl_plugin.checks.common import is_typed
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 # Folders that were made for the config checked last, the innermost last.
@@ -16,6 +17,13 @@ _made: list[Path] = []
 
 def check_devices(cfg) -> None:
     if cfg.MACHINE.DEVICE != "gpu":
+        typed = is_typed(cfg, "MACHINE.DEVICE") or is_typed(cfg, "DISTRIBUTED.BACKEND")
+        if typed and cfg.DISTRIBUTED.BACKEND == "nccl":
+            raise ConfigError(
+                "DISTRIBUTED.BACKEND",
+                "nccl",
+                "needs GPUs, and the device is the CPU; type config.DISTRIBUTED.BACKEND=gloo",
+            )
         ours = cfg.TRAINER.TASK_NAME == "barlow_task" and cfg.BARLOW.AMP_DTYPE == "bfloat16"
         if cfg.MODEL.AMP_PARAMS.USE_AMP and not ours:
             raise ConfigError(

@@ -43,6 +43,7 @@ _SHOWN = (
     *(DEVICE, VIEW_SIZE, DEPTH, "MODEL.HEAD.PARAMS.0.1.dims"),
     *(BATCH, BASE_RATE, EPOCHS, PROBE, RUN_FOLDER),
 )
+_TEST_FOLDER = "DATA.TEST.DATA_PATHS"
 _SOURCES = "DATA.TRAIN.DATA_SOURCES"
 # Pixels of the shorter side: of less nothing can be cut out and told again.
 _SMALLEST_SIDE = 8
@@ -193,7 +194,29 @@ def _check(cfg, folder: OwnFolder, opened: list[str]) -> None:
                 f"{folder.root} has {folder.description}; leave it out, or type "
                 f"config.{FOLDER}=FOLDER, with a folder that has one of images for each class",
             )
+    with refusals:
+        _check_test_folder(cfg, folder)
     refusals.raise_all()
+
+
+def _check_test_folder(cfg, folder: OwnFolder) -> None:
+    """The images held out are of the folder itself: of another one some would be tested, by the numbers
+    of its own classes."""
+    paths = _as_list(cfg.DATA.TEST.DATA_PATHS)
+    if (
+        folder is _NO_FOLDER
+        or paths == [AUTO]
+        or _as_list(cfg.DATA.TEST.DATA_SOURCES) != [OWN_FOLDER]
+    ):
+        return
+    if len(paths) != 1 or os.path.realpath(str(paths[0])) != os.path.realpath(folder.root):
+        cfg.DATA.TEST.DATA_PATHS = [folder.root]  # which others take no offence at
+        raise ConfigError(
+            _TEST_FOLDER,
+            paths,
+            "tested are images of the folder that is trained on; leave it out, and to test on others "
+            f"put both as train/ and val/ into one folder: config.{FOLDER}=FOLDER",
+        )
 
 
 def _recorded(
@@ -258,8 +281,8 @@ def _as_list(value: Any) -> list:
 
 def _print(folder: OwnFolder, choices: Mapping[str, Choice]) -> None:
     print(f"vissl_barlow: {folder.root}: {folder.description}")
-    if folder.warning:
-        print(f"vissl_barlow: warning: {folder.warning}")
+    for line in folder.warnings:
+        print(f"vissl_barlow: warning: {line}")
     shown = {key: each for key, each in choices.items() if key in _SHOWN}
     if not shown:
         return

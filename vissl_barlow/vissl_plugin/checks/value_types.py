@@ -43,9 +43,22 @@ _LEAST = {
     "DISTRIBUTED.NUM_NODES": 1,
     "DISTRIBUTED.NUM_PROC_PER_NODE": 1,
     "DATA.NUM_DATALOADER_WORKERS": 0,
+    "DATA.TRAIN.DATA_LIMIT": -1,
+    "DATA.TEST.DATA_LIMIT": -1,
     "DATA.TRAIN.BATCHSIZE_PER_REPLICA": 1,
     "DATA.TEST.BATCHSIZE_PER_REPLICA": 1,
     "OPTIMIZER.num_epochs": 1,
+}
+# The words that VISSL knows. What is not "gpu" is the CPU to it, where "cuda" would train in silence.
+_WORDS = {
+    "MACHINE.DEVICE": ("gpu", "cpu"),
+    "DISTRIBUTED.BACKEND": ("nccl", "gloo", "mpi"),
+    "DISTRIBUTED.INIT_METHOD": ("tcp", "file"),
+    "MULTI_PROCESSING_METHOD": ("forkserver", "spawn", "fork"),
+    "MODEL.SYNC_BN_CONFIG.SYNC_BN_TYPE": ("pytorch", "apex"),
+    "MODEL.AMP_PARAMS.AMP_TYPE": ("pytorch", "apex"),
+    "DATA.TRAIN.LABEL_TYPE": ("standard", "sample_index", "zero"),
+    "DATA.TEST.LABEL_TYPE": ("standard", "sample_index", "zero"),
 }
 # A number, or a word of torch's or VISSL's own.
 _FREE = {"NORM_TYPE", "QK_SCALE"}
@@ -98,6 +111,9 @@ def _remedy(key: str, name: str, default: Any, value: Any, word: str | None) -> 
     """What to do about `value`, or None if it is of the default's type."""
     if name in _FREE or default is None or value == default:
         return None
+    words = _WORDS.get(key)
+    if words is not None and not isinstance(value, list | Mapping):
+        return None if value in words else f"set {' or '.join(words)}"
     if isinstance(default, Mapping):
         return None if isinstance(value, Mapping) else set_keys_of(key)
     if isinstance(default, list):
