@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vissl_barlow.atomic_files import atomic_file
-from vissl_barlow.checkpoint import CheckpointError
+from vissl_barlow.checkpoint import CheckpointError, checkpoint_in
 from vissl_barlow.datasets.file_lists import load_list, write_file_lists
 from vissl_barlow.images import UnreadableFolder
 from vissl_barlow.own_images import FolderRefused, OwnFolder, read_folder
@@ -116,8 +116,8 @@ def _read_checkpoint(options: argparse.Namespace, problems: list[str]) -> Pretra
     except CheckpointError as error:
         problems.append(f"--checkpoint {error}")
     except OSError as error:
-        left = path / "checkpoint.torch"
-        instead = f"; --checkpoint {left} is one" if left.is_file() else ""
+        newest = checkpoint_in(path)
+        instead = f"; --checkpoint {newest} is one" if newest else ""
         problems.append(f"--checkpoint {path}: {error.strerror}{instead}")
     return None
 
