@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import torch
+import torchvision
+from torch import nn
 from trunks import assert_same, authors_training_checkpoint, convert
 
 from vissl_barlow.checkpoint import load_trunk
+from vissl_barlow.resnet import build_trunk
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +35,8 @@ def test_command_line_reports_and_refuses_in_one_line(tmp_path, resnet18, capsys
             "vissl",
         ),
         "name it .pth": (source, tmp_path / "r50.pkl", "detectron2"),
+        "is IN itself": (target, target, "torchvision", "--force"),
+        "nothing is downloaded here": ("https://example.org/x.pth", tmp_path / "new", "vissl"),
     }
     for reason, arguments in refusals.items():
         assert convert(*arguments) == 1
@@ -58,3 +63,27 @@ def test_it_runs_as_a_module_without_a_warning(tmp_path, resnet18):
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "ResNet-18" in ran.stdout
     assert_same(load_trunk(tmp_path / "out.torch"), resnet18.state_dict())
+
+
+def test_a_runs_folder_is_no_checkpoint_and_the_one_in_it_is_named(tmp_path, resnet18, capsys):
+    newest = tmp_path / "checkpoint.torch"
+    torch.save(resnet18.state_dict(), newest)
+    assert convert(tmp_path, tmp_path / "out.pth", "torchvision") == 1
+    assert capsys.readouterr().err.rstrip().endswith(f"; {newest} is one")
+
+
+def test_what_a_small_stem_wants_is_said_and_gives_its_features(tmp_path, capsys):
+    """torchvision's model with another first convolution alone would pool, and give other features."""
+    trunk = build_trunk(18, small_stem=True).eval()
+    torch.save(trunk.state_dict(), tmp_path / "in.pth")
+    for to in ("vissl", "torchvision"):
+        assert convert(tmp_path / "in.pth", tmp_path / f"{to}.pth", to) == 0
+    of_vissl, of_torchvision = capsys.readouterr().out.splitlines()
+    assert of_vissl.endswith("(vissl)")
+    model = torchvision.models.resnet18()
+    model.fc = nn.Identity()
+    exec(of_torchvision.partition("before it is loaded: ")[2], {"model": model, "nn": nn})
+    model.load_state_dict(torch.load(tmp_path / "torchvision.pth", weights_only=True))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), trunk(images))

@@ -175,12 +175,15 @@ def test_sizes_of_weights_from_elsewhere(capsys, tmp_path, side, stem, size, res
 
 def test_the_users_overrides_have_the_last_word(capsys, tmp_path, images):
     weights = checkpoint(tmp_path / "trunk.pth")
-    more = ("config.OPTIMIZER.num_epochs=5", "config.DISTRIBUTED.NUM_PROC_PER_NODE=2")
+    more = (
+        *("config.OPTIMIZER.num_epochs=5", "config.DISTRIBUTED.NUM_PROC_PER_NODE=2"),
+        "config.SEED_VALUE=3",
+    )
     found = planned(capsys, "--checkpoint", weights, "--images", images, "--labels", "10", *more)
     folders = {name.partition("-")[0] for name in found}
     assert "semi_10pct" in folders  # runs with other settings have folders of their own
     for name, (_, overrides) in found.items():
-        assert "num_epochs-5" in name
+        assert "num_epochs-5" in name and "SEED_VALUE-3" in name
         if name.startswith(("linear", "semi")):
             assert overrides["OPTIMIZER.num_epochs"] == "5"
             assert overrides["TEST_EVERY_NUM_EPOCH"] == "5"

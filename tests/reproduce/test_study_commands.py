@@ -100,6 +100,22 @@ def test_overrides_of_the_evaluation_and_of_slurm_reach_it(tmp_path, capsys):
     assert overrides[0] not in evaluation
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["config.SEED_VALUE=3"],
+        ["config.CHECKPOINT.DIR=x"],
+        ["--linear", "config.CHECKPOINT.DIR=x"],
+        ["--linear", "config.MODEL.WEIGHTS_INIT.PARAMS_FILE=x"],
+    ],
+)
+def test_what_makes_the_runs_of_a_study_different_is_its_own(tmp_path, capsys, words):
+    """With one seed, or one folder, the mean over several would be one run's number."""
+    with pytest.raises(SystemExit):
+        main(["table5", "--only", "only inv", "--out", str(tmp_path), "--dry-run", *words])
+    assert f"{words[-1]}: leave it out; it is set by " in capsys.readouterr().err
+
+
 def test_an_override_of_the_evaluation_is_none_of_the_pretraining(tmp_path, capsys):
     """In one folder the result of the one would pass for the other's."""
     arguments = ["table5", "--only", "only inv", "--out", str(tmp_path), "--dry-run"]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from digits_on_disk import ATTRIBUTES, OVERLAY
-from pretend_runs import detection
+from pretend_runs import detection, linear
 
 from vissl_barlow.reproduce.__main__ import main
 from vissl_barlow.reproduce.results import reported
@@ -127,6 +127,34 @@ def test_what_is_missing_is_named(capsys, arguments, message):
         main(list(arguments))
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("config.LOG_FREQUENCY=9", ""),
+        ("config.SEED_VALUE=0", ""),
+        ("config.SEED_VALUE=1", "seed 0 there, seed 1 now"),
+        ("config.OPTIMIZER.weight_decay=0", "none of these there, config.OPTIMIZER.weight_decay=0"),
+        ("config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=64", "batch=256 there, global batch=512 now"),
+        ("config.DATA.TEST.DATA_PATHS=[x]", "leave it out; it is set by --checkpoint, --out and"),
+        ("config.MODEL.WEIGHTS_INIT.PARAMS_FILE=x", "leave it out; it is set by --checkpoint"),
+        ("config.CHECKPOINT.DIR=x", "leave it out; it is set by --checkpoint"),
+    ],
+)
+def test_a_finished_row_is_not_that_of_other_settings(tmp_path, capsys, word, told):
+    """Nor is the row of a checkpoint that of the weights, or images, of an override."""
+    weights = tmp_path / "c.pth"
+    weights.write_text("weights")
+    linear(tmp_path / "report" / "imagenet1k_linear", weights, 73.0)
+    arguments = ["table1", "--checkpoint", str(weights), "--imagenet", str(tmp_path), "--dry-run"]
+    if not told:
+        assert main([*arguments, word]) == 0
+        assert capsys.readouterr().out == ""  # it is finished
+        return
+    with pytest.raises(SystemExit):
+        main([*arguments, word])
+    assert told in capsys.readouterr().err
 
 
 def test_a_table_runs_resumes_and_is_not_run_twice(

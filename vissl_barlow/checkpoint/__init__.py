@@ -22,7 +22,12 @@ from vissl_barlow.checkpoint.names import (
     to_vissl,
     torchvision_name,
 )
-from vissl_barlow.checkpoint.torch_file import CheckpointError, read_checkpoint, save_atomically
+from vissl_barlow.checkpoint.torch_file import (
+    CheckpointError,
+    checkpoint_in,
+    read_checkpoint,
+    save_atomically,
+)
 from vissl_barlow.checkpoint.trunk import Trunk, as_vissl_checkpoint, load_trunk, read_trunk
 
 __all__ = [
@@ -33,6 +38,7 @@ __all__ = [
     "check_finite",
     "check_fits",
     "check_values",
+    "checkpoint_in",
     "detectron2_name",
     "load_trunk",
     "read_checkpoint",

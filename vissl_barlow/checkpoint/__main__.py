@@ -12,8 +12,8 @@ from torch import Tensor
 from vissl_barlow.atomic_files import atomic_file
 from vissl_barlow.checkpoint.exports import to_onnx, to_safetensors
 from vissl_barlow.checkpoint.names import to_detectron2, to_vissl
-from vissl_barlow.checkpoint.torch_file import save_atomically
-from vissl_barlow.checkpoint.trunk import read_trunk
+from vissl_barlow.checkpoint.torch_file import checkpoint_in, save_atomically
+from vissl_barlow.checkpoint.trunk import Trunk, read_trunk
 from vissl_barlow.messages import listed
 from vissl_barlow.next_steps import next_steps
 
@@ -34,6 +34,8 @@ _FORMATS: dict[str, _Format] = {
     "safetensors": _Format(to_safetensors, ".safetensors"),
     "onnx": _Format(to_onnx, ".onnx"),
 }
+# Read by models that have the 7 x 7 stem and a pooling; with this one kept, the features are others.
+_NAMES_OF_TORCHVISION = ("torchvision", "timm", "safetensors")
 _OWN_SUFFIXES = {format.suffix for format in _FORMATS.values() if format.suffix}
 
 
@@ -49,6 +51,10 @@ def _refuse_suffix(target: Path, to: str) -> None:
 
 
 def _convert(source: Path, target: Path, to: str, force: bool, prefix: str) -> str:
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ValueError(
+            f"{target}: is IN itself, of which only the trunk would be left; name another OUT"
+        )
     if target.exists() and not force:
         raise FileExistsError(errno.EEXIST, "exists; --force replaces it", str(target))
     _refuse_suffix(target, to)
@@ -62,7 +68,18 @@ def _convert(source: Path, target: Path, to: str, force: bool, prefix: str) -> s
     others = f", not the trunk {listed(trunk.others)}" if trunk.others else ""
     return (
         f"{source} ({trunk.source}{others}: {trunk.layout}, {len(trunk.state_dict)} "
-        f"tensors, {trunk.left_out} beside it left out) -> {target} ({to})"
+        f"tensors, {trunk.left_out} beside it left out) -> {target} ({to}){_how_to_load(trunk, to)}"
+    )
+
+
+def _how_to_load(trunk: Trunk, to: str) -> str:
+    """What a model of torchvision's or timm's wants first; "" for nothing, and in other formats."""
+    if not trunk.layout.small_stem or to not in _NAMES_OF_TORCHVISION:
+        return ""
+    channels = trunk.state_dict["conv1.weight"].shape[0]
+    return (
+        f"; before it is loaded: model.conv1 = nn.Conv2d(3, {channels}, 3, padding=1, bias=False); "
+        "model.maxpool = nn.Identity()"
     )
 
 
@@ -97,7 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
             trunk = read_trunk(source, options.trunk)
             print(next_steps(source, trunk.layout, trunk.step))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        newest = checkpoint_in(source)
+        instead = f"; {newest} is one" if newest else ""
+        print(f"error: {error}{instead}", file=sys.stderr)
         return 1
     return 0
 

@@ -19,6 +19,12 @@ class CheckpointError(ValueError):
     """A file that cannot be used as a checkpoint; the message names it and the remedy."""
 
 
+def checkpoint_in(path: str | os.PathLike) -> str:
+    """The newest checkpoint of the run whose folder `path` is; "" where it is none."""
+    newest = os.path.join(path, "checkpoint.torch")
+    return newest if os.path.isfile(newest) else ""
+
+
 class _Bookkeeping:
     """Stands for an object that training codes save beside the weights; keeps nothing of it."""
 
@@ -55,10 +61,13 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
     replaced by empty objects.
 
     Raises:
-        CheckpointError: empty, truncated, damaged, of another format (TorchScript and numpy pickles
-            are named, with what to do instead), or with objects that only code can rebuild.
+        CheckpointError: an address, or empty, truncated, damaged, of another format (TorchScript and
+            numpy pickles are named, with what to do instead), or with objects that only code can
+            rebuild.
         OSError: the file is missing, no regular file, or cannot be opened.
     """
+    if re.match(r"https?:/", os.fspath(path)) and not os.path.exists(path):
+        raise CheckpointError(f"{path}: nothing is downloaded here: download it, and name the file")
     with open_regular(path) as file:
         try:
             start = file.read(9)

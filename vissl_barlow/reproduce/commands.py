@@ -3,10 +3,13 @@
 import argparse
 import hashlib
 import os
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from hydra.errors import HydraException
 
 from vissl_barlow.own_images import FolderRefused, read_folder
 from vissl_barlow.reproduce.batch import share_of
@@ -21,10 +24,11 @@ from vissl_barlow.reproduce.execution import (
     sbatch,
     submit,
 )
+from vissl_barlow.reproduce.folders import LeftOut, Refused
 from vissl_barlow.reproduce.overrides import fill, override
 from vissl_barlow.reproduce.results import is_finished
-from vissl_barlow.reproduce.runs import has_batch
-from vissl_barlow.reproduce.settings import BATCH, DETECTION, config_of
+from vissl_barlow.reproduce.runs import expected_settings, has_batch, read_run
+from vissl_barlow.reproduce.settings import BATCH, DETECTION, config_of, describe
 from vissl_barlow.reproduce.studies import (
     DIGITS,
     IMAGENET,
@@ -41,6 +45,7 @@ from vissl_barlow.reproduce.studies import (
 )
 from vissl_barlow.reproduce.transfer import OWN, Row, Step, Table, load_table
 
+_SEED = re.compile(r"\+*config\.SEED_VALUE=(\d+)")
 # The stages of an experiment, each with its folder below the experiment's.
 STAGE_FOLDERS = {"pretraining": ".", "linear evaluation": "linear"}
 
@@ -116,7 +121,8 @@ def run_table(name: str, options: argparse.Namespace) -> int:
     row's failure does not keep the others from running; a request to stop does.
 
     Raises:
-        ValueError: no such row, data missing, or a folder with another checkpoint's results.
+        ValueError: no such row, data missing, an override of what the table sets itself, or a folder
+            with the results of another checkpoint or of other settings.
     """
     table = load_table(name)
     chosen = table.chosen(options.only)
@@ -125,6 +131,7 @@ def run_table(name: str, options: argparse.Namespace) -> int:
         raise ValueError(f"--only {options.only} matches none of {', '.join(names)}")
     if options.list:
         return 0
+    refuse_own_keys(chosen.values(), options.overrides)
     paths = _input_paths(table, set().union(*(row.inputs for row in chosen.values())), options)
     numbers = {"num-gpus": str(vars(options).get("num_gpus", 1))}
     succeeded = [
@@ -147,6 +154,34 @@ def _input_paths(table: Table, needed: set[str], options: argparse.Namespace) ->
     return {name: str(path.resolve()) for name, path in paths.items()}
 
 
+def refuse_own_keys(rows: Iterable[Row], overrides: Sequence[str]) -> None:
+    """Raises ValueError for overrides of the weights, images and folders that the rows' own arguments
+    name: what is measured would not be what the folder, or the row, is called."""
+    own: set[str] = set()
+    for step in (step for row in rows for step in row.steps):
+        for word, following in zip(step.arguments, [*step.arguments[1:], ""]):
+            key, sign, value = word.partition("=")
+            pair = step.module == DETECTION and not word.startswith("-")
+            if "{" in (value if sign else following if pair else ""):
+                own.add(key)
+    _refuse_keys(own, overrides, "--checkpoint, --out and the options of the images")
+
+
+def _refuse_keys(own: Iterable[str], overrides: Sequence[str], options: str) -> None:
+    given = [word for word in overrides if any(_overlap(_key(word), key) for key in own)]
+    if given:
+        raise ValueError(f"{', '.join(given)}: leave it out; it is set by {options}")
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Whether to set one of two keys sets the other, or a part of it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
 def run_row(row: Row, name: str, values: dict[str, str], options: argparse.Namespace) -> bool:
     """Runs, submits or prints what is left of a row in folder `name` below `options.out`; whether
     nothing failed.
@@ -154,12 +189,17 @@ def run_row(row: Row, name: str, values: dict[str, str], options: argparse.Names
     Args:
         values: what its arguments' names stand for; "checkpoint", empty for the untrained trunk, and
             "num-gpus" in any case.
+
+    Raises:
+        ValueError: the folder has another checkpoint's results, or those of other settings.
     """
     folder = options.out.resolve() / name
     finished = row.result.read(folder)
     if not options.dry_run:
         claim(folder, values["checkpoint"])
     if finished:
+        command = _command(row.steps[-1], {**values, "folder": str(folder)}, options)
+        _refuse_other_settings(folder, command)
         return True
     for step in row.steps:
         if step.creates and (folder / step.creates).exists():
@@ -175,6 +215,25 @@ def run_row(row: Row, name: str, values: dict[str, str], options: argparse.Names
             if not execute(f"{name}: {step.module}", command, folder / "reproduce.log"):
                 return False
     return True
+
+
+def _refuse_other_settings(folder: Path, command: Sequence[str]) -> None:
+    """Raises ValueError if the finished run in `folder` is not what `command` would run: its result
+    would pass for that of these settings, or of this seed."""
+    try:
+        run = read_run(folder, folder)
+        wanted = expected_settings(run.config, command[2:])
+    except (Refused, LeftOut, HydraException):  # which the report tells, or VISSL
+        return
+    seeds = [int(each[1]) for word in command if (each := _SEED.fullmatch(word))]
+    there, now = run.settings - wanted, wanted - run.settings
+    if seeds[-1:] not in ([], [run.seed]):
+        there, now = there | {f"seed {run.seed}"}, now | {f"seed {seeds[-1]}"}
+    if there or now:
+        raise ValueError(
+            f"{folder} holds the result of other settings: {describe(there) or 'none of these'} there, "
+            f"{describe(now) or 'none of these'} now; choose another folder with --out"
+        )
 
 
 def _command(step: Step, values: dict[str, str], options: argparse.Namespace) -> list[str]:
@@ -204,6 +263,11 @@ def run_study(name: str, options: argparse.Namespace) -> int:
     """
     if options.own_images and not options.list:
         _refuse_without_labels(options.own_images)
+    if not options.list:
+        folders = ["config.CHECKPOINT.DIR"]
+        _refuse_keys([*folders, "config.SEED_VALUE"], options.overrides, "--out and --seeds")
+        weights = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE"
+        _refuse_keys([*folders, weights], options.linear, "the study, for each evaluation")
     study = load_study(name, options.data)
     chosen = [
         e for e in study.experiments if options.only.lower() in f"{e.series} {e.name}".lower()
@@ -264,13 +328,8 @@ def _refuse_swept(
         ValueError: there are such.
     """
     swept = swept_keys(study, chosen)
-    given = {word.partition("=")[0].lstrip("+~"): word for word in options.overrides}
     refused = [
-        word
-        for key, word in given.items()
-        if any(
-            key == own or own.startswith(f"{key}.") or key.startswith(f"{own}.") for own in swept
-        )
+        word for word in options.overrides if any(_overlap(_key(word), own) for own in swept)
     ]
     if refused:
         hardware = (

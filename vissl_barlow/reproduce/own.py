@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from vissl_barlow.atomic_files import atomic_file
-from vissl_barlow.checkpoint import CheckpointError
+from vissl_barlow.checkpoint import CheckpointError, checkpoint_in
 from vissl_barlow.datasets.file_lists import load_list, write_file_lists
 from vissl_barlow.images import UnreadableFolder
 from vissl_barlow.own_images import FolderRefused, OwnFolder, read_folder
 from vissl_barlow.paths import is_within
-from vissl_barlow.reproduce.commands import add_modes, add_out, run_row
+from vissl_barlow.reproduce.commands import add_modes, add_out, refuse_own_keys, run_row
 from vissl_barlow.reproduce.own_protocol import (
     LABELS,
     Evaluation,
@@ -30,10 +30,11 @@ from vissl_barlow.reproduce.own_protocol import (
 from vissl_barlow.reproduce.settings import is_irrelevant
 from vissl_barlow.reproduce.studies import folder_name
 from vissl_barlow.reproduce.text import printable
-from vissl_barlow.reproduce.transfer import OWN
+from vissl_barlow.reproduce.transfer import OWN, load_table
 
 TRUNKS = ("pretrained", "untrained")
 _WEIGHTS_TRUNK = "config.BARLOW.WEIGHTS_TRUNK="
+_SEED = "config.SEED_VALUE"  # in no folder's settings, and another run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +62,7 @@ def run(name: str, options: argparse.Namespace) -> int:
     """
     if options.list:
         return 0
+    refuse_own_keys(load_table(OWN).rows, options.overrides)
     protocol = _protocol(options)
     possible, left_out = protocol.evaluations()
     chosen = [each for each in possible if options.only in each.name]
@@ -122,8 +124,8 @@ def _read_checkpoint(options: argparse.Namespace, problems: list[str]) -> Pretra
     except CheckpointError as error:
         problems.append(f"--checkpoint {error}")
     except OSError as error:
-        left = path / "checkpoint.torch"
-        instead = f"; --checkpoint {left} is one" if left.is_file() else ""
+        newest = checkpoint_in(path)
+        instead = f"; --checkpoint {newest} is one" if newest else ""
         problems.append(f"--checkpoint {path}: {error.strerror}{instead}")
     return None
 
@@ -202,7 +204,11 @@ def _write_lists(lists: Path, protocol: Protocol) -> None:
 def _run(evaluation: Evaluation, trunk: str, lists: Path, options: argparse.Namespace) -> bool:
     """Runs, submits or prints an evaluation of one of TRUNKS; whether nothing failed."""
     # Runs with more overrides are others: they must not pass for the protocol's own.
-    more = [word for word in options.overrides if not is_irrelevant(word.partition("=")[0])]
+    more = [
+        word
+        for word in options.overrides
+        if not is_irrelevant(key := word.partition("=")[0]) or key.lstrip("+") == _SEED
+    ]
     name = f"{OWN}/{folder_name(evaluation.name, more)}/{trunk}"
     values = {
         "checkpoint": str(options.checkpoint.resolve()) if trunk == "pretrained" else "",

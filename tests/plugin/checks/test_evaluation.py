@@ -1,6 +1,7 @@
 """An evaluation that cannot work, or would mislead, is refused before it starts."""
 
 import os
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -136,6 +137,36 @@ def test_weights_that_are_missing_or_of_another_trunk(checkpoints, digits_on_dis
         "config.MODEL.TRUNK.RESNETS.DEPTH=34",
     )
     assert deeper.endswith(": this is a ResNet-18 x0.5: set config.MODEL.TRUNK.RESNETS.DEPTH=18")
+
+
+def test_weights_of_a_folder_an_address_or_null(checkpoints, digits_on_disk, tmp_path, monkeypatch):
+    import vissl.utils.io
+
+    start = ("imagenet1k_linear", *digits_on_disk.folders())
+    newest = tmp_path / "checkpoint.torch"
+    newest.symlink_to(checkpoints["torchvision"])
+    named = refusal(tmp_path, *start, f"{WEIGHTS}={tmp_path}")
+    assert named.endswith(f"cannot be read (not a regular file); name {newest}")
+
+    def unknown(url, cache_dir):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(vissl.utils.io, "cache_url", unknown)
+    address = f"{WEIGHTS}=https://example.org/x.pth"
+    assert refusal(tmp_path, *start, address).startswith(f"{address}: cannot be downloaded (<urlo")
+    # What came is looked at as any file is.
+    other = tmp_path / "x.pth"
+    torch.save(build_trunk(34, width_multiplier=0.5).state_dict(), other)
+    monkeypatch.setattr(vissl.utils.io, "cache_url", lambda url, cache_dir: str(other))
+    assert "this is a ResNet-34 x0.5" in refusal(tmp_path, *start, address)
+    run = resolve(
+        tmp_path / "run",
+        f"benchmark/vissl_barlow/{start[0]}",
+        OVERLAY,
+        *start[1:],
+        f"{WEIGHTS}=null",
+    )
+    assert run.MODEL.WEIGHTS_INIT.PARAMS_FILE == ""
 
 
 @pytest.mark.parametrize(

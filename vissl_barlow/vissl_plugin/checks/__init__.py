@@ -5,8 +5,10 @@ Each refusal is one line: the key, its value, the remedy.
 """
 
 import sys
+from urllib.error import URLError
 
 from vissl.utils import hydra_config
+from vissl.utils.io import is_url
 
 from vissl_barlow.patient_files import FolderGone
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
@@ -86,7 +88,17 @@ def install() -> None:
             check(cfg, *engine_name, refusals=refusals)
         else:
             check_fit(cfg)
-        result = resolve(cfg, *engine_name)
+        address = cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE
+        address = address if "BARLOW" in cfg and is_url(address) else ""
+        try:
+            result = resolve(cfg, *engine_name)
+        except (URLError, ConnectionError, TimeoutError) as error:
+            if not address:
+                raise
+            remedy = f"cannot be downloaded ({error}); download it yourself, and name the file"
+            raise ConfigError("MODEL.WEIGHTS_INIT.PARAMS_FILE", address, remedy) from None
+        if address:
+            check_weights(cfg)
         if "BARLOW" in cfg:
             check_task(cfg)  # afterwards: VISSL may have put in another task
             check_experiment(cfg)  # of the config as it is recorded

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from vissl.utils import checkpoint as vissl_checkpoint
 from vissl.utils.io import is_url
 
-from vissl_barlow.checkpoint import CheckpointError
+from vissl_barlow.checkpoint import CheckpointError, checkpoint_in
 from vissl_barlow.overrides import compose_config, override
 from vissl_barlow.vissl_plugin.checks.common import is_typed, model_on_meta
 from vissl_barlow.vissl_plugin.components.weights import (
@@ -115,7 +115,7 @@ def check_weights(cfg) -> None:
             f"folder, and its checkpoint as config.{key}={folder}/checkpoint.torch",
         )
     if is_url(path) or started:
-        return  # downloaded later, and checked when it is loaded; or not read at all
+        return  # downloaded by VISSL after the checks, and looked at then; or not read at all
     if not path:
         refuse_untrained_heads(cfg)
         if cfg.LOSS.name == CLASSIFICATION_LOSS or cfg.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON:
@@ -130,9 +130,8 @@ def check_weights(cfg) -> None:
                 "config.%s=%s is not there yet: a job before this one may leave it", key, path
             )
             return
-        remedy = (
-            f"cannot be read ({error.strerror}); name a pretrained checkpoint (docs/evaluation.md)"
-        )
+        instead = checkpoint_in(path) or "a pretrained checkpoint (docs/evaluation.md)"
+        remedy = f"cannot be read ({error.strerror}); name {instead}"
         raise ConfigError(key, path, remedy) from None
     except CheckpointError as error:
         raise ConfigError(key, path, str(error).removeprefix(f"{path}: ")) from None

@@ -65,7 +65,8 @@ _FREE = {"NORM_TYPE", "QK_SCALE"}
 
 
 def complete_values(cfg) -> None:
-    """Makes a single entry where VISSL wants a list a list of one, in place; of null, an empty list.
+    """Makes a single entry where VISSL wants a list a list of one, in place; of null, an empty list, or
+    an empty text where that is VISSL's default.
 
     A `~` that begins a path becomes the home folder. What is wrong is left as it is.
     """
@@ -76,6 +77,8 @@ def complete_values(cfg) -> None:
                 section[name] = []
             elif _is_entry(key, default, value):
                 section[name] = [value]
+        if default == "" and value is None:
+            section[name] = ""
         if _PATHS.fullmatch(name):
             section[name] = _expanded(section[name])
 
