@@ -31,6 +31,7 @@ def refusals(config, given) -> list[str]:
         ("SEED_VALUE", -1, "whole number of at least 0"),
         ("SEED_VALUE", 2**32 // 40, "set at most 107374181"),
         ("MODEL.INPUT_TYPE", "gray", "set rgb or bgr or lab"),
+        ("MACHINE.DEVICE", "cuda", "set gpu or cpu"),
         ("OPTIMIZER.name", "lamb", "there is none of that name; it has adam, adamw"),
         ("OPTIMIZER.param_schedulers.lr.name", "cosin", "did you mean cosine?"),
         ("LOSS.name", "barlow_los", "did you mean barlow_loss"),
@@ -71,5 +72,8 @@ def test_a_start_asks_for_them(tmp_path):
     with pytest.raises(ConfigError, match=r"SEED_VALUE=0\.5: set a whole number"):
         resolve(tmp_path, DIGITS, "config.SEED_VALUE=0.5")
     head = "config.MODEL.HEAD.PARAMS=[[barlow_projector,{in_dim:256,dims:512}]]"
+    sgd = ("config.OPTIMIZER.name=sgd", "config.OPTIMIZER.momentum=0")
+    with pytest.raises(ConfigError, match=r"must contain a 'momentum' in \[0, 1\)"):
+        resolve(tmp_path, DIGITS, *sgd)
     with pytest.raises(ConfigError, match=r"dims of barlow_projector is 512; set a list of widths"):
         resolve(tmp_path, DIGITS, head)

@@ -49,6 +49,7 @@ def rates(config, given, command=()) -> list[str]:
             f"{LR}.values",
             "one ratio",
         ),
+        ({f"{LR}.name": "polynomial"}, f"{LR}.auto_lr_scaling.auto_scale", "does not scale"),
         (
             {f"{LR}.name": "composite", f"{LR}.schedulers": [WARMUP, COSINE]},
             f"{LR}.auto_lr_scaling.auto_scale",

@@ -160,7 +160,7 @@ def _check_components(cfg) -> None:
         with refusals:
             try:
                 build()
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, AssertionError) as error:  # the last are VISSL's
                 section = value_at(cfg, key)
                 value = section.to_dict() if hasattr(section, "to_dict") else section
                 raise ConfigError(key, value, str(error)) from None

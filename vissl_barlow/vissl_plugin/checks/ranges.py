@@ -1,6 +1,7 @@
 """Refuses values of VISSL's keys that are out of range, or of no kind there is.
 
-VISSL takes an image of an unknown type for RGB, and a negative limit of the gradient turns it round.
+VISSL takes an image of an unknown type for RGB and a device called cuda for the CPU; a negative limit
+of the gradient turns it round.
 """
 
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ _COUNTS = {
     "SEED_VALUE": 0,
 }
 _CHOICES = {
+    "MACHINE.DEVICE": ("gpu", "cpu"),  # any other word is the CPU to VISSL
     "MODEL.INPUT_TYPE": ("rgb", "bgr", "lab"),
     "MODEL.SYNC_BN_CONFIG.SYNC_BN_TYPE": ("pytorch", "apex"),
 }

@@ -9,6 +9,9 @@ from vissl_barlow.vissl_plugin.checks.unread_optimizer import SCHEDULES
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 _HEADS = "OPTIMIZER.head_optimizer_params"
+# The schedules that VISSL scales to the batch, beside those with "cosine" in their names.
+_SCALABLE = {"multistep", "step", "step_with_fixed_gamma", "composite", "linear", "inverse_sqrt"}
+_SCALABLE |= {"constant"}
 
 
 def check_rates(cfg) -> None:
@@ -88,6 +91,12 @@ def _of_scaled(cfg, key: str, options) -> Iterator[ConfigError]:
                     f"too, or {off}",
                 )
                 return
+    if "cosine" not in options.name and options.name not in _SCALABLE:
+        yield ConfigError(
+            f"{key}.auto_lr_scaling.auto_scale",
+            True,
+            f"VISSL does not scale {options.name} to the batch; set it to false, and its rates",
+        )
     if options.name in ("multistep", "step") and not _is_geometric(options["values"]):
         yield ConfigError(
             f"{key}.values",

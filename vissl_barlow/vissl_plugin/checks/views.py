@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from vissl.data.collators import COLLATOR_REGISTRY
+
 from vissl_barlow.vissl_plugin.checks.common import Refusals
 from vissl_barlow.vissl_plugin.checks.dry_run import views_of
 from vissl_barlow.vissl_plugin.components.views import normalization
@@ -24,7 +26,9 @@ def check_views(cfg) -> None:
 
 def _check_collator(cfg) -> None:
     collator = cfg.DATA.TRAIN.COLLATE_FUNCTION
-    if collator != "barlow_collator":
+    # torch's own is in no registry; one of a user's may stack the views as well.
+    module = getattr(COLLATOR_REGISTRY.get(collator), "__module__", "vissl.")
+    if module.startswith("vissl."):
         raise ConfigError(
             "DATA.TRAIN.COLLATE_FUNCTION",
             collator,
