@@ -1,7 +1,6 @@
-"""Refuses values of VISSL's keys that are out of range, or of no kind there is.
+"""Refuses values of VISSL's keys that are out of range, or name what there is none of.
 
-VISSL takes an image of an unknown type for RGB and a device called cuda for the CPU; a negative limit
-of the gradient turns it round.
+A negative limit of the gradient turns it round.
 """
 
 from collections.abc import Iterator
@@ -17,22 +16,6 @@ from vissl.utils.misc import is_apex_available
 from vissl_barlow.vissl_plugin.checks.common import Refusals, value_at, world_size
 from vissl_barlow.vissl_plugin.errors import ConfigError, near_names
 
-# Counts, and the least that each can be.
-_COUNTS = {
-    "OPTIMIZER.num_epochs": 1,
-    "DATA.TRAIN.BATCHSIZE_PER_REPLICA": 1,
-    "DATA.TEST.BATCHSIZE_PER_REPLICA": 1,
-    "DATA.TRAIN.DATA_LIMIT": -1,
-    "DATA.TEST.DATA_LIMIT": -1,
-    "DISTRIBUTED.NUM_NODES": 1,
-    "DISTRIBUTED.NUM_PROC_PER_NODE": 1,
-    "SEED_VALUE": 0,
-}
-_CHOICES = {
-    "MACHINE.DEVICE": ("gpu", "cpu"),  # any other word is the CPU to VISSL
-    "MODEL.INPUT_TYPE": ("rgb", "bgr", "lab"),
-    "MODEL.SYNC_BN_CONFIG.SYNC_BN_TYPE": ("pytorch", "apex"),
-}
 # numpy's; VISSL seeds it with (SEED_VALUE + rank) num_epochs (vissl/utils/misc.py:172).
 _SEEDS = 2**32
 _SYNC_BN = "MODEL.SYNC_BN_CONFIG"
@@ -40,23 +23,15 @@ _CLIP = "MODEL.GRAD_CLIP"
 
 
 def check_ranges(cfg) -> None:
-    """Raises ConfigError for such values; of each key the default has taken a wrong type's place."""
-    for errors in (_of_counts, _of_others):
-        refusals = Refusals()
-        for error in errors(cfg):
-            with refusals:
-                raise error
-        refusals.raise_all()
+    """Raises ConfigError for such values."""
+    refusals = Refusals()
+    for error in _of_ranges(cfg):
+        with refusals:
+            raise error
+    refusals.raise_all()
 
 
-def _of_counts(cfg) -> Iterator[ConfigError]:
-    for key, least in _COUNTS.items():
-        value = value_at(cfg, key)
-        if value is not None and not (isinstance(value, int) and value >= least):
-            yield ConfigError(key, value, f"set a whole number of at least {least}")
-
-
-def _of_others(cfg) -> Iterator[ConfigError]:
+def _of_ranges(cfg) -> Iterator[ConfigError]:
     epochs, seed = cfg.OPTIMIZER.num_epochs, cfg.SEED_VALUE
     most = _SEEDS // epochs - world_size(cfg)
     if seed > most:
@@ -66,9 +41,6 @@ def _of_others(cfg) -> Iterator[ConfigError]:
             f"times config.OPTIMIZER.num_epochs={epochs}, as VISSL seeds with, it is more than numpy "
             f"takes; set at most {most}",
         )
-    for key, known in _CHOICES.items():
-        if value_at(cfg, key) not in known:
-            yield ConfigError(key, value_at(cfg, key), f"set {' or '.join(known)}")
     yield from _of_names(cfg)
     yield from _of_clipping(cfg.MODEL.GRAD_CLIP)
     yield from _of_groups(cfg)

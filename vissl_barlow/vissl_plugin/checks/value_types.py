@@ -49,12 +49,14 @@ _LEAST = {
     "DATA.TEST.BATCHSIZE_PER_REPLICA": 1,
     "OPTIMIZER.num_epochs": 1,
 }
-# The words that VISSL knows. What is not "gpu" is the CPU to it, where "cuda" would train in silence.
+# The words that VISSL knows. What is not "gpu" is the CPU to it, where "cuda" would train in silence,
+# and an image of an unknown type is RGB.
 _WORDS = {
     "MACHINE.DEVICE": ("gpu", "cpu"),
     "DISTRIBUTED.BACKEND": ("nccl", "gloo", "mpi"),
     "DISTRIBUTED.INIT_METHOD": ("tcp", "file"),
     "MULTI_PROCESSING_METHOD": ("forkserver", "spawn", "fork"),
+    "MODEL.INPUT_TYPE": ("rgb", "bgr", "lab"),
     "MODEL.SYNC_BN_CONFIG.SYNC_BN_TYPE": ("pytorch", "apex"),
     "MODEL.AMP_PARAMS.AMP_TYPE": ("pytorch", "apex"),
     "DATA.TRAIN.LABEL_TYPE": ("standard", "sample_index", "zero"),
@@ -136,7 +138,7 @@ def _remedy_of_number(key: str, value: Any) -> str | None:
     if not _is_number(value):
         return "set a number"
     least = _LEAST.get(key)
-    if least is not None and (value < least or value != int(value)):
+    if least is not None and (value < least or not isinstance(value, int)):
         return f"set a whole number of at least {least}"
     return None
 
