@@ -155,7 +155,7 @@ def _two_views(config: dict[str, Any], name: str, own: OwnFolder | None) -> TwoV
             "this draws BarlowTwoViews alone"
         )
     options = {key: value for key, value in transforms[0].items() if key != "name"}
-    if own is not None:
+    if own is not None and AUTO in options.values():
         options |= _chosen(config, options, own)
     chosen = [key for key, value in options.items() if value == "auto"]
     if chosen:
