@@ -159,7 +159,9 @@ def test_folders_without_images_are_refused(tmp_path):
     with pytest.raises(FolderRefused, match="no file at all"):
         read_folder(tmp_path)
     (tmp_path / "a.HEIC").touch()
-    with pytest.raises(FolderRefused, match=r"JPEG, PNG.* found \.heic"):
+    with pytest.raises(
+        FolderRefused, match=r"JPEG, PNG.* found \.heic; convert the \.heic files, to JP"
+    ):
         read_folder(tmp_path)
 
 

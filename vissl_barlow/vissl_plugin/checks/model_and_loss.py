@@ -1,7 +1,5 @@
 """Refuses trunk, model, heads, loss and optimizer that do not fit, as an overlay on a wrong base."""
 
-from collections.abc import Mapping
-
 import torch
 from classy_vision.losses import LOSS_REGISTRY, build_loss
 from classy_vision.optim import build_optimizer
@@ -15,7 +13,7 @@ from vissl_barlow.vissl_plugin.checks.common import (
     value_at,
     world_size,
 )
-from vissl_barlow.vissl_plugin.errors import ConfigError, near_names
+from vissl_barlow.vissl_plugin.errors import ConfigError
 
 
 def check_fit(cfg) -> None:
@@ -142,9 +140,6 @@ def _check_components(cfg) -> None:
     """Builds what is cheap to build, so that its own checks speak before training."""
 
     name = cfg.LOSS.name
-    if name not in cfg.LOSS:
-        sections = [key for key, section in cfg.LOSS.items() if isinstance(section, Mapping)]
-        raise ConfigError("LOSS.name", name, f"no such loss; {near_names(str(name), sections)}")
 
     def compute_loss():
         loss = build_loss({"name": name, **cfg.LOSS[name]})
