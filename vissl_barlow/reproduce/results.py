@@ -5,6 +5,7 @@ A reader returns figures in %, by name; none while the experiment has not come t
 
 import functools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,15 @@ def read_mean_average_precision(path: Path) -> dict[str, float]:
 
 
 def read_neighbours(path: Path) -> dict[str, float]:
-    """Accuracies from the k-NN tool's knn_<layer>.json."""
-    accuracies = json.loads(path.read_text()) if path.exists() else {}
-    return {name.replace("_", "-"): accuracies[name] for name in ("top_1", "top_5") if accuracies}
+    """Accuracies from the k-NN tool's knn_<layer>.json; of five classes or fewer no top-5, which is 100
+    whatever is found."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    names = ("top_1", "top_5") if found.get("classes", math.inf) > TOP else ("top_1",)
+    return {name.replace("_", "-"): found[name] for name in names if found}
 
 
+# Of the tool's second figure, "top_5".
+TOP = 5
 DETECTION_TASKS = {"bbox": "box", "segm": "mask"}
 
 

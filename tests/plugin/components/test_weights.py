@@ -59,6 +59,26 @@ def test_an_evaluation_of_the_trunk_trains_a_head_of_its_own(
     torch.testing.assert_close(*trunks, rtol=0, atol=0)
 
 
+def test_fine_tuning_begins_with_a_new_classifier(tmp_path):
+    """One that was trained on all labels would know what 1% of them does not tell."""
+    from vissl.trainer.trainer_main import build_task
+
+    semi = compose(f"{GROUP}/imagenet1k_semi_1pct", OVERLAY)
+    saved, model = build_model(semi, 0), build_model(semi, 1)
+    initial = model.heads[0].linear.weight.clone()
+    state = {"classy_state_dict": {"base_model": saved.get_classy_state()}}
+    save_atomically(state, tmp_path / "saved.torch")
+    semi.MODEL.WEIGHTS_INIT.PARAMS_FILE = str(tmp_path / "saved.torch")
+    restored = build_task(semi)._restore_model_weights(model)
+    assert torch.equal(restored.heads[0].linear.weight, initial)
+    torch.testing.assert_close(
+        restored.trunk.state_dict(), saved.trunk.state_dict(), rtol=0, atol=0
+    )
+    semi.TEST_ONLY = True  # which tests the checkpoint's
+    restored = build_task(semi)._restore_model_weights(model)
+    assert torch.equal(restored.heads[0].linear.weight, saved.heads[0].linear.weight)
+
+
 def test_heads_are_loaded_where_they_fit_and_left_alone_where_not(checkpoints, tmp_path):
     from vissl.models import build_model
 

@@ -11,6 +11,7 @@ vissl_barlow.register()
 
 from vissl.config import AttrDict  # noqa: E402
 
+from vissl_barlow.reproduce.results import read_neighbours  # noqa: E402
 from vissl_barlow.vissl_plugin.mends.knn_tool import nearest_neighbor_test  # noqa: E402
 
 # k-NN's votes are float32 here and float64 in the reference.
@@ -62,6 +63,9 @@ def test_nearest_neighbours_of_any_number(tmp_path, classes, train, test, neighb
         right += [answer == ranking[0], answer in ranking[:5]]
     assert (top_1, top_5) == pytest.approx(100 * right / test, abs=FLOAT32)
     assert json.loads((tmp_path / "knn_res5avg.json").read_text())["top_1"] == top_1
+    # Of the classes there are, five would always have the right one among them.
+    reported = read_neighbours(tmp_path / "knn_res5avg.json")
+    assert reported == ({"top-1": top_1, "top-5": top_5} if classes > 5 else {"top-1": top_1})
 
 
 @pytest.mark.parametrize(("labels", "top_1"), [([9, 2, 9, 2], 75.0), ([4, 4, 4, 4], 100.0)])

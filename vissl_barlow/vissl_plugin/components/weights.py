@@ -146,14 +146,19 @@ def _backbone(model: nn.Module) -> nn.Module:
 def initialise_from(model: nn.Module, cfg, extracts: bool = False) -> None:
     """Loads the trunk of the checkpoint that `cfg` names, and heads that are not to be trained.
 
-    As in VISSL, an evaluation of the trunk that trains heads trains its own. `extracts`: as in
+    As in VISSL, an evaluation of the trunk that trains heads trains its own, and so does a run with
+    `MODEL.WEIGHTS_INIT.SKIP_LAYERS=[heads]`. `extracts`: as in
     `heads_must_be_loaded`. Raises: as `model_weights`.
     """
     path = cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE
     needed = heads_must_be_loaded(cfg, extracts)
     trunk, heads = model_weights(model, path, cfg.BARLOW.WEIGHTS_TRUNK, with_heads=needed)
     _backbone(model).load_state_dict(trunk, strict=False)  # num_batches_tracked may be missing
-    load_heads = needed or (heads and not cfg.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON)
+    trains_own = (
+        cfg.MODEL.FEATURE_EVAL_SETTINGS.EVAL_MODE_ON
+        or "heads" in cfg.MODEL.WEIGHTS_INIT.SKIP_LAYERS
+    )
+    load_heads = needed or (heads and not trains_own)
     if load_heads:
         model.get_submodule("heads").load_state_dict(heads, strict=False)
     logging.info(

@@ -85,7 +85,13 @@ def _evaluate(cfg, layer_name: str) -> dict:
         ranked = votes.topk(min(5, classes)).indices == targets[:, None]
         correct += torch.stack([ranked[:, 0].sum(), ranked.sum()])
     top1, top5 = (100 * correct / len(test_labels)).tolist()
-    result = {"top_1": top1, "top_5": top5, "neighbours": neighbours, "images": len(test_labels)}
+    result = {
+        "top_1": top1,
+        "top_5": top5,
+        "neighbours": neighbours,
+        "images": len(test_labels),
+        "classes": len(labels.unique()),
+    }
     write_text_atomically(f"{folder}/knn_{layer_name}.json", json.dumps(result, indent=2))
     # The tool has closed its log by now.
     print(f"{layer_name} k-NN top-1: {top1:.2f}, top-5: {top5:.2f}", flush=True)
