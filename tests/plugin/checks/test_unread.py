@@ -134,7 +134,12 @@ def test_what_a_base_config_may_leave_behind_is_refused_where_it_was_typed(
 def test_a_rate_and_its_base_may_be_typed_together(configs):
     lr = "config.OPTIMIZER.param_schedulers.lr"
     command = [f"{lr}.start_value=1.0", f"{lr}.auto_lr_scaling.base_value=1.0"]
-    assert refusals(configs[DIGITS], command) == []
+    section = "OPTIMIZER__param_schedulers__lr"
+    base = f"{section}__auto_lr_scaling__base_value"
+    alike = {f"{section}__start_value": 1.0, base: 1.0}
+    assert refusals(configs[DIGITS], command, **alike) == []
+    (line,) = refusals(configs[DIGITS], command, **{**alike, base: 0.5})
+    assert line.startswith(f"{lr}.start_value=1.0: ") and "base_value=0.5, scaled" in line
 
 
 def test_of_a_rate_that_is_not_scaled_the_scaling_is_not_read(configs):
