@@ -11,7 +11,6 @@ from vissl_barlow.vissl_plugin.errors import ConfigError
 
 DIGITS = "pretrain/vissl_barlow/digits_quickstart"
 LINEAR = "benchmark/vissl_barlow/imagenet1k_linear"
-SEMI = "benchmark/vissl_barlow/imagenet1k_semi_1pct"
 SHIPPED = sorted(
     str(path.relative_to(folder / "config").with_suffix(""))
     for folder in (config_folder("configs"), config_folder("benchmark_configs"))
@@ -41,7 +40,7 @@ def _composed(name):
 
 @pytest.fixture(scope="module")
 def configs():
-    return {name: _composed(name) for name in (DIGITS, LINEAR, SEMI)}
+    return {name: _composed(name) for name in (DIGITS, LINEAR)}
 
 
 def refusals(config, command=(), **given) -> list[str]:
@@ -141,34 +140,6 @@ def test_a_rate_and_its_base_may_be_typed_together(configs):
     assert refusals(configs[DIGITS], command, **alike) == []
     (line,) = refusals(configs[DIGITS], command, **{**alike, base: 0.5})
     assert line.startswith(f"{lr}.start_value=1.0: ") and "base_value=0.5, scaled" in line
-
-
-def test_the_values_of_a_scaled_rate_begin_with_its_base(configs):
-    """VISSL puts base_value there, scaled; test_rates.py has those that do not fall evenly."""
-    lr = "config.OPTIMIZER.param_schedulers.lr_head"
-    section = "OPTIMIZER__param_schedulers__lr_head"
-    base = f"{section}__auto_lr_scaling__base_value"
-    typed = [f"{lr}.values=[1,0.2,0.04]"]
-    (line,) = refusals(configs[SEMI], typed, **{f"{section}__values": [1, 0.2, 0.04]})
-    assert (
-        "the rate is config.OPTIMIZER.param_schedulers.lr_head.auto_lr_scaling.base_value" in line
-    )
-    typed.append(f"{lr}.auto_lr_scaling.base_value=1")
-    alike = {f"{section}__values": [1, 0.2, 0.04], base: 1}
-    assert refusals(configs[SEMI], typed, **alike) == []
-    (line,) = refusals(configs[SEMI], typed, **{**alike, base: 0.5})
-    assert "base_value=0.5, scaled" in line
-    fixed = {f"{section}__auto_lr_scaling__auto_scale": False}
-    assert refusals(configs[SEMI], typed[:1], **alike, **fixed) == []
-
-
-def test_the_base_of_a_rate_that_is_not_scaled(configs):
-    scaling = "config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling"
-    typed = [f"{scaling}.base_value=0.1", f"{scaling}.auto_scale=false"]
-    assert refusals(configs[LINEAR], typed) == []
-    off = {"OPTIMIZER__param_schedulers__lr__auto_lr_scaling__auto_scale": False}
-    (line,) = refusals(configs[LINEAR], typed, **off)
-    assert line.startswith(f"{scaling}.base_value=") and "the rate is not scaled" in line
 
 
 def test_of_a_rate_that_is_not_scaled_the_scaling_is_not_read(configs):

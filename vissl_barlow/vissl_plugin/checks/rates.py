@@ -1,11 +1,9 @@
 """Refuses learning rates and weight decays that would be others than those given."""
 
-import itertools
-import math
 from collections.abc import Iterator
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals, is_typed, vissl_defaults
-from vissl_barlow.vissl_plugin.checks.unread_optimizer import SCHEDULES
+from vissl_barlow.vissl_plugin.checks.unread_optimizer import SCHEDULES, is_geometric
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 _HEADS = "OPTIMIZER.head_optimizer_params"
@@ -80,24 +78,27 @@ def _of_rate(cfg, schedule: str) -> Iterator[ConfigError]:
 def _of_scaled(cfg, key: str, options) -> Iterator[ConfigError]:
     """What VISSL's scaling to the batch makes of a schedule (vissl/utils/hydra_config.py:179)."""
     base, off = options.auto_lr_scaling.base_value, f"config.{key}.auto_lr_scaling.auto_scale=false"
-    if "cosine" in options.name and options.start_value != base:
-        for name in ("start_value", "end_value"):
-            if is_typed(cfg, f"{key}.{name}"):
-                yield ConfigError(
-                    f"{key}.{name}",
-                    options[name],
-                    f"the peak rate is config.{key}.auto_lr_scaling.base_value={base}, and the last "
-                    f"one the share end_value / start_value of it; set config.{key}.start_value={base} "
-                    f"too, or {off}",
-                )
-                return
+    # A typed start_value is looked at with what is not read.
+    if (
+        "cosine" in options.name
+        and options.start_value != base
+        and is_typed(cfg, f"{key}.end_value")
+        and not is_typed(cfg, f"{key}.start_value")
+    ):
+        yield ConfigError(
+            f"{key}.end_value",
+            options.end_value,
+            f"the peak rate is config.{key}.auto_lr_scaling.base_value={base}, and the last one the "
+            f"share end_value / start_value of it; set config.{key}.start_value={base} too, or {off}",
+        )
     if "cosine" not in options.name and options.name not in _SCALABLE:
         yield ConfigError(
             f"{key}.auto_lr_scaling.auto_scale",
             True,
             f"VISSL does not scale {options.name} to the batch; set it to false, and its rates",
         )
-    if options.name in ("multistep", "step") and not _is_geometric(options["values"]):
+    falls = options.name in ("multistep", "step") and not is_typed(cfg, f"{key}.values")
+    if falls and not is_geometric(options["values"]):
         yield ConfigError(
             f"{key}.values",
             options["values"],
@@ -111,10 +112,3 @@ def _of_scaled(cfg, key: str, options) -> Iterator[ConfigError]:
             "VISSL would put another start into the linear schedule, and on one node leave it out; set "
             "it to false and give the rates themselves, or take barlow_warmup_cosine",
         )
-
-
-def _is_geometric(values: list[float]) -> bool:
-    ratios = [
-        after / before if before else math.nan for before, after in itertools.pairwise(values)
-    ]
-    return all(math.isclose(ratio, ratios[0], rel_tol=1e-6) for ratio in ratios)

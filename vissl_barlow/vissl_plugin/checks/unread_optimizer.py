@@ -5,7 +5,9 @@ looked up.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from classy_vision.optim import OPTIMIZER_REGISTRY
 from classy_vision.optim.param_scheduler import PARAM_SCHEDULER_REGISTRY
@@ -35,6 +37,10 @@ _OF_SCHEDULES = {
     "interval_scaling": ("composite",),
     "lengths": ("composite",),
 }
+# What a schedule begins with, or stays at, where nothing scales it (vissl/utils/hydra_config.py:187).
+_PEAKS = ("start_value", "value", "values", "schedulers")
+# VISSL rounds the ratio to six digits.
+_SAME_RATIO = 1e-5
 # What VISSL takes from its schedules (vissl/optimizers/optimizer_helper.py:107).
 _SCHEDULED = ("lr", "lr_head", "weight_decay", "weight_decay_head")
 
@@ -152,12 +158,10 @@ def _of_schedule(cfg, word: str, typed: list[str]) -> Iterator[tuple[str, str]]:
         remedy = "set config.OPTIMIZER.head_optimizer_params.use_different_lr=true, or remove it"
         yield word, f"heads have the trunk's rate; {remedy}"
         return
-    scaling = options.get("auto_lr_scaling") if schedule.startswith("lr") else None
-    key, _, inner = key.partition(".")
+    key = key.partition(".")[0]
     if key == "auto_lr_scaling":
-        if scaling is None or not (scaling.auto_scale or inner in ("", "auto_scale")):
-            remedy = f"set config.{SCHEDULES}.{schedule}.auto_lr_scaling.auto_scale=true"
-            yield word, f"the rate is not scaled to the batch; {remedy}, or remove it"
+        if remedy := _of_scaling(cfg, word, schedule):
+            yield word, remedy
         return
     component = PARAM_SCHEDULER_REGISTRY.get(options.name)
     own, read = getattr(component, "keys", None), keys_read(component, options)
@@ -169,26 +173,42 @@ def _of_schedule(cfg, word: str, typed: list[str]) -> Iterator[tuple[str, str]]:
         has = f"{' or '.join(others)} has" if others else f"it has {', '.join(sorted(read))}"
         yield word, f"{options.name} has no {key}, {has}; remove it, or set the name"
         return
+    if remedy := _of_scaled(cfg, key, schedule, typed):
+        yield word, remedy
+
+
+def _of_scaling(cfg, word: str, schedule: str) -> str:
+    """What to do instead of a typed key of a scaling that is off; "" where it is on."""
+    scaling = cfg.OPTIMIZER.param_schedulers[schedule].get("auto_lr_scaling")
+    switches = word.rpartition(".")[2] in ("auto_lr_scaling", "auto_scale")
+    if schedule.startswith("lr") and scaling and (scaling.auto_scale or switches):
+        return ""
+    return "the rate is not scaled; set start_value, value or values, or auto_scale=true"
+
+
+def _of_scaled(cfg, key: str, schedule: str, typed: list[str]) -> str:
+    """What to do instead of a typed rate where VISSL puts one that it scales to the batch."""
+    options = cfg.OPTIMIZER.param_schedulers[schedule]
+    scaling = options.get("auto_lr_scaling")
+    of_linear = key == "end_value" and options.name == "linear"
+    if not (schedule.startswith("lr") and scaling and scaling.auto_scale):
+        return ""
+    if key not in _PEAKS and not of_linear:
+        return ""
     base = f"{SCHEDULES}.{schedule}.auto_lr_scaling.base_value"
-    if (
-        scaling is not None
-        and scaling.auto_scale
-        and _is_scaled(key, options)
-        and not (base in typed and _peak(key, options) in (scaling.base_value, None))
-    ):
+    unscaled = "or auto_lr_scaling.auto_scale=false"
+    peak = options[key][0] if key == "values" else options[key]
+    if base not in typed or (key != "schedulers" and peak != scaling.base_value):
         scaled = f"the rate is config.{base}={scaling.base_value}, scaled to the batch"
-        yield word, f"{scaled}; set both, alike, or auto_lr_scaling.auto_scale=false"
+        return f"{scaled}; set both, alike, {unscaled}"
+    if key == "values" and not is_geometric(options["values"]):
+        return (
+            f"a scaled rate falls by values[1] / values[0] each time; set such values, {unscaled}"
+        )
+    return ""
 
 
-def _is_scaled(key: str, options) -> bool:
-    """Whether VISSL puts its scaled rate there (vissl/utils/hydra_config.py:179)."""
-    return key in ("start_value", "value", "values", "schedulers") or (
-        key == "end_value" and options.name == "linear"
-    )
-
-
-def _peak(key: str, options) -> float | None:
-    """The rate that the value of `key` begins with; None where it is of the others."""
-    if key == "values":
-        return options["values"][0]
-    return options[key] if key in ("start_value", "value") else None
+def is_geometric(values: Sequence[float]) -> bool:
+    """Whether each value is the one before times one ratio."""
+    ratios = [after / before for before, after in itertools.pairwise(values) if before]
+    return all(math.isclose(ratio, ratios[0], rel_tol=_SAME_RATIO) for ratio in ratios)
