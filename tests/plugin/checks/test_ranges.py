@@ -32,7 +32,7 @@ def refusals(config, given) -> list[str]:
         ("SEED_VALUE", 2**32 // 40, "set at most 107374181"),
         ("MODEL.INPUT_TYPE", "gray", "set rgb or bgr or lab"),
         ("MACHINE.DEVICE", "cuda", "set gpu or cpu"),
-        ("OPTIMIZER.name", "lamb", "there is none of that name; it has adam, adamw"),
+        ("OPTIMIZER.name", "lamb", "no such optimizer; it has adam, adamw"),
         ("OPTIMIZER.param_schedulers.lr.name", "cosin", "did you mean cosine?"),
         ("LOSS.name", "barlow_los", "did you mean barlow_loss"),
         ("MODEL.BASE_MODEL_NAME", "barlow_twin_model", "did you mean barlow_twins_model"),
