@@ -164,7 +164,7 @@ def test_warm_up_longer_than_training(tmp_path):
         ("config.DISTRIBUTED.BACKEND=nccl", "type config.DISTRIBUTED.BACKEND=gloo"),
         ("config.DISTRIBUTED.BACKEND=glo", "set nccl or gloo or mpi"),
         ("config.DATA.TRAIN.DATA_LIMIT=1.5", "set a whole number of at least -1"),
-        ("config.LOSS.name=barlow_los", "there is none of that name; did you mean barlow_loss"),
+        ("config.LOSS.name=barlow_los", "no such loss; did you mean barlow_loss"),
     ],
 )
 def test_words_that_vissl_does_not_know(tmp_path, override, remedy):

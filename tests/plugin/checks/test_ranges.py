@@ -25,7 +25,7 @@ def refusals(config, given) -> list[str]:
     ("key", "value", "remedy"),
     [
         ("SEED_VALUE", 2**32 // 40, "set at most 107374181"),
-        ("OPTIMIZER.name", "lamb", "there is none of that name; it has adam, adamw"),
+        ("OPTIMIZER.name", "lamb", "no such optimizer; it has adam, adamw"),
         ("OPTIMIZER.param_schedulers.lr.name", "cosin", "did you mean cosine?"),
         ("LOSS.name", "barlow_los", "did you mean barlow_loss"),
         ("MODEL.BASE_MODEL_NAME", "barlow_twin_model", "did you mean barlow_twins_model"),

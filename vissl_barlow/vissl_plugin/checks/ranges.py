@@ -48,20 +48,19 @@ def _of_ranges(cfg) -> Iterator[ConfigError]:
 
 def _of_names(cfg) -> Iterator[ConfigError]:
     names = {
-        "OPTIMIZER.name": OPTIMIZER_REGISTRY,
-        "MODEL.BASE_MODEL_NAME": MODEL_REGISTRY,
-        "TRAINER.TRAIN_STEP_NAME": TRAIN_STEP_REGISTRY,
+        "OPTIMIZER.name": ("optimizer", OPTIMIZER_REGISTRY),
+        "MODEL.BASE_MODEL_NAME": ("model", MODEL_REGISTRY),
+        "TRAINER.TRAIN_STEP_NAME": ("step", TRAIN_STEP_REGISTRY),
         # torch's losses have sections too.
-        "LOSS.name": {*cfg.LOSS} & {*LOSS_REGISTRY, *vars(torch.nn.modules.loss)},
+        "LOSS.name": ("loss", {*cfg.LOSS} & {*LOSS_REGISTRY, *vars(torch.nn.modules.loss)}),
     }
     for schedule in cfg.OPTIMIZER.param_schedulers:
-        names[f"OPTIMIZER.param_schedulers.{schedule}.name"] = PARAM_SCHEDULER_REGISTRY
-    for key, known in names.items():
+        key = f"OPTIMIZER.param_schedulers.{schedule}.name"
+        names[key] = ("schedule", PARAM_SCHEDULER_REGISTRY)
+    for key, (kind, known) in names.items():
         name = value_at(cfg, key)
         if name not in known:
-            yield ConfigError(
-                key, name, f"there is none of that name; {near_names(str(name), known)}"
-            )
+            yield ConfigError(key, name, f"no such {kind}; {near_names(str(name), known)}")
 
 
 def _of_clipping(clip) -> Iterator[ConfigError]:
