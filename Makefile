@@ -56,9 +56,9 @@ browser:
 	else echo "the tests need Chromium or Chrome on the path: install it (apt install chromium)"; exit 1; fi
 
 # One test process per core, one thread each: threads that wait for each other on a busy core cost
-# more than they bring.
+# more than they bring. The order is tests/conftest.py's: files of minutes first.
 test: $(INSTALLED) $(if $(VISSL_SOURCE),$(FOR_SOURCE)) browser
-	$(ON_SOURCE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadscope -m "not gpu and not detectron2 and not slurm" $(PYTEST_ARGS)
+	$(ON_SOURCE) OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not gpu and not detectron2 and not slurm" $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

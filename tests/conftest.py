@@ -25,6 +25,13 @@ settings.load_profile("any machine")
 # Helpers whose assertions are a test's own: shown with their values, as there.
 pytest.register_assert_rewrite("documented_runs", "documented_targets")
 
+# Minutes each: begun last, they would be all that one of several workers still runs.
+LONGEST = ("tests/project/test_docs_commands.py", "tests/plugin/hooks/test_quickstart.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.location[0] not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def digits_checkpoint(tmp_path_factory) -> Path:

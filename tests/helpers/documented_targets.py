@@ -99,7 +99,16 @@ def suite(place: Place, command: str) -> None:
     """The whole of it is what runs this; one file of it through the Makefile, and in the gate."""
     words = recipe("test")[-1]
     selected = "not gpu and not detectron2 and not slurm"
-    expected = ["pytest", "-n", "auto", "--dist", "loadscope", "-m", selected]
+    expected = [
+        "pytest",
+        "-n",
+        "auto",
+        "--dist",
+        "loadscope",
+        "--no-loadscope-reorder",
+        "-m",
+        selected,
+    ]
     assert words[words.index("pytest") :] == expected
     done = make("test", PYTEST_ARGS="tests/core/test_schedule.py")
     assert done.returncode == 0 and re.search(r"=+ \d+ passed", done.stdout), done.stdout[-3000:]
