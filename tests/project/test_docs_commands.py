@@ -198,7 +198,7 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
         is_tested_by(QUICKSTART_TEST, "test_the_quickstart_learns_the_digits_and_draws_it")
     ),
     "make test": suite,
-    "prints ================ 0 passed, 0 warnings in 0s (0) ================": all_passed,
+    "prints =============== 0 passed, 0 warnings in 0s (0) ================": all_passed,
     f"{PRETRAIN}/resnet50_in1k_1000ep_1gpu {IMAGENET} config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=256 "
     "config.OPTIMIZER.param_schedulers.lr.auto_lr_scaling.base_value=0.4": (
         pretrains(ONE_GPU, *SMALL, "config.DATA.TRAIN.DATA_LIMIT=512")

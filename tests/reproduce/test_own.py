@@ -306,8 +306,9 @@ def test_vissl_takes_every_command(capsys, tmp_path, images, monkeypatch):
     views = {"size": 32, "crop_scale.0": 0.3, "flip_p": 0.0}
     weights = checkpoint(tmp_path / "c.torch", views, small_stem=True)
     arguments = ["own", "--checkpoint", str(weights), "--images", str(images), "--labels", "10"]
-    assert main(arguments) == 0
-    assert len(ran) == 8
+    # Nothing was evaluated, and nothing failed: that is no success.
+    assert main(arguments) == 1 and len(ran) == 8
+    assert capsys.readouterr().err.count("and without a result in ") == 8
     for command in ran[1::2]:  # those of the untrained trunk; the others differ in one path
         config, *overrides = command[3:]
         resolve(tmp_path / "elsewhere", config.removeprefix("config="), *overrides)

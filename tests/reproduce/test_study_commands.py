@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pretend_runs import pretend_study
 
+from vissl_barlow.reproduce import commands
 from vissl_barlow.reproduce.__main__ import main
 from vissl_barlow.reproduce.commands import add_study_arguments, run_study
 from vissl_barlow.reproduce.studies import folder_name, load_study, read_result
@@ -165,6 +166,13 @@ def test_a_failed_run_is_told_with_its_last_line_and_a_status(tmp_path, capsys):
     assert run_study("table5", options) == 1
     error = capsys.readouterr().err
     assert "failed with exit status 1" in error and "temperature=0 must be above 0" in error
+
+
+def test_a_run_that_leaves_no_result_is_no_success(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "execute", lambda *_: True)
+    options = _options(tmp_path, "--only", "Baseline")
+    assert run_study("table6", options) == 1
+    assert "Baseline, seed 0: ended without an error, and without a " in capsys.readouterr().err
 
 
 def test_a_miniature_runs_to_its_table(tmp_path, capsys):

@@ -214,7 +214,18 @@ def run_row(row: Row, name: str, values: dict[str, str], options: argparse.Names
                 (folder / step.creates).parent.mkdir(parents=True, exist_ok=True)
             if not execute(f"{name}: {step.module}", command, folder / "reproduce.log"):
                 return False
-    return True
+    return options.dry_run or options.slurm or _has_result(row.result.read(folder), name, folder)
+
+
+def _has_result(result: object, title: str, folder: Path) -> bool:
+    """Whether commands that succeeded have left one; says so if not."""
+    if not result:
+        print(
+            f"{title}: ended without an error, and without a result in {folder}: no test was made; "
+            "leave out what switches it off (config.TEST_MODEL, config.BARLOW.PROBE.KIND)",
+            file=sys.stderr,
+        )
+    return bool(result)
 
 
 def _refuse_other_settings(folder: Path, command: Sequence[str]) -> None:
@@ -380,7 +391,9 @@ def _run_experiment(experiment: Experiment, seed: int, options: argparse.Namespa
         log = folder / f"{stage.split()[0]}.log"
         if not execute(f"{title}, seed {seed}: {stage}", [sys.executable, *command], log):
             return False
-    return True
+    if options.dry_run or options.slurm:
+        return True
+    return _has_result(read_result(folder, options.data), f"{title}, seed {seed}", folder)
 
 
 def _stages(
