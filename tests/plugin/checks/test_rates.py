@@ -49,6 +49,8 @@ def rates(config, given, command=()) -> list[str]:
             f"{LR}.values",
             "one ratio",
         ),
+        # Of these VISSL made 0.4, 0, 0.
+        ({f"{LR}.name": "multistep", f"{LR}.values": [0.4, 0, 0.1]}, f"{LR}.values", "one ratio"),
         ({f"{LR}.name": "polynomial"}, f"{LR}.auto_lr_scaling.auto_scale", "does not scale"),
         (
             {f"{LR}.name": "composite", f"{LR}.schedulers": [WARMUP, COSINE]},

@@ -33,8 +33,12 @@ class Refusals:
     def __exit__(self, kind, error, traceback) -> bool:
         if not isinstance(error, ConfigError):
             return False
-        self.errors += error.errors if isinstance(error, ConfigErrors) else [error]
+        self.add(error)
         return True
+
+    def add(self, *errors: ConfigError) -> None:
+        for error in errors:
+            self.errors += error.errors if isinstance(error, ConfigErrors) else [error]
 
     def raise_all(self) -> None:
         """Raises the error collected, or all of them as one; none: does nothing."""

@@ -24,13 +24,9 @@ def check_pieces(cfg) -> None:
     if not in_pieces(size, mode):
         return
     refusals = Refusals()
-    for error in (*_of_settings(cfg, size, mode), *_of_components(cfg)):
-        with refusals:
-            raise error
+    refusals.add(*_of_settings(cfg, size, mode), *_of_components(cfg))
     if mode == "exact":
-        for error in _of_exact(cfg):
-            with refusals:
-                raise error
+        refusals.add(*_of_exact(cfg))
     refusals.raise_all()
 
 

@@ -25,9 +25,7 @@ _CLIP = "MODEL.GRAD_CLIP"
 def check_ranges(cfg) -> None:
     """Raises ConfigError for such values."""
     refusals = Refusals()
-    for error in _of_ranges(cfg):
-        with refusals:
-            raise error
+    refusals.add(*_of_ranges(cfg))
     refusals.raise_all()
 
 

@@ -1,23 +1,25 @@
 """Refuses learning rates and weight decays that would be others than those given."""
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 
 from vissl_barlow.vissl_plugin.checks.common import Refusals, is_typed, vissl_defaults
-from vissl_barlow.vissl_plugin.checks.unread_optimizer import SCHEDULES, is_geometric
+from vissl_barlow.vissl_plugin.checks.unread_optimizer import SCHEDULES
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 _HEADS = "OPTIMIZER.head_optimizer_params"
 # The schedules that VISSL scales to the batch, beside those with "cosine" in their names.
 _SCALABLE = {"multistep", "step", "step_with_fixed_gamma", "composite", "linear", "inverse_sqrt"}
 _SCALABLE |= {"constant"}
+# VISSL rounds the ratio to six digits.
+_SAME_RATIO = 1e-5
 
 
 def check_rates(cfg) -> None:
     """Raises ConfigError for schedules that VISSL would change, or cannot scale to the batch."""
     refusals = Refusals()
-    for error in _of_rates(cfg):
-        with refusals:
-            raise error
+    refusals.add(*_of_rates(cfg))
     refusals.raise_all()
 
 
@@ -97,8 +99,7 @@ def _of_scaled(cfg, key: str, options) -> Iterator[ConfigError]:
             True,
             f"VISSL does not scale {options.name} to the batch; set it to false, and its rates",
         )
-    falls = options.name in ("multistep", "step") and not is_typed(cfg, f"{key}.values")
-    if falls and not is_geometric(options["values"]):
+    if options.name in ("multistep", "step") and not _is_geometric(options["values"]):
         yield ConfigError(
             f"{key}.values",
             options["values"],
@@ -112,3 +113,12 @@ def _of_scaled(cfg, key: str, options) -> Iterator[ConfigError]:
             "VISSL would put another start into the linear schedule, and on one node leave it out; set "
             "it to false and give the rates themselves, or take barlow_warmup_cosine",
         )
+
+
+def _is_geometric(values: Sequence[float]) -> bool:
+    """Whether each value is the one before times the ratio of the first two."""
+    ratio = values[1] / values[0] if len(values) > 1 and values[0] else 0
+    return all(
+        math.isclose(after, before * ratio, rel_tol=_SAME_RATIO)
+        for before, after in itertools.pairwise(values)
+    )

@@ -5,9 +5,7 @@ looked up.
 """
 
 import copy
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from classy_vision.optim import OPTIMIZER_REGISTRY
 from classy_vision.optim.param_scheduler import PARAM_SCHEDULER_REGISTRY
@@ -39,8 +37,6 @@ _OF_SCHEDULES = {
 }
 # What a schedule begins with, or stays at, where nothing scales it (vissl/utils/hydra_config.py:187).
 _PEAKS = ("start_value", "value", "values", "schedulers")
-# VISSL rounds the ratio to six digits.
-_SAME_RATIO = 1e-5
 # What VISSL takes from its schedules (vissl/optimizers/optimizer_helper.py:107).
 _SCHEDULED = ("lr", "lr_head", "weight_decay", "weight_decay_head")
 
@@ -196,19 +192,8 @@ def _of_scaled(cfg, key: str, schedule: str, typed: list[str]) -> str:
     if key not in _PEAKS and not of_linear:
         return ""
     base = f"{SCHEDULES}.{schedule}.auto_lr_scaling.base_value"
-    unscaled = "or auto_lr_scaling.auto_scale=false"
     peak = options[key][0] if key == "values" else options[key]
     if base not in typed or (key != "schedulers" and peak != scaling.base_value):
         scaled = f"the rate is config.{base}={scaling.base_value}, scaled to the batch"
-        return f"{scaled}; set both, alike, {unscaled}"
-    if key == "values" and not is_geometric(options["values"]):
-        return (
-            f"a scaled rate falls by values[1] / values[0] each time; set such values, {unscaled}"
-        )
+        return f"{scaled}; set both, alike, or auto_lr_scaling.auto_scale=false"
     return ""
-
-
-def is_geometric(values: Sequence[float]) -> bool:
-    """Whether each value is the one before times one ratio."""
-    ratios = [after / before for before, after in itertools.pairwise(values) if before]
-    return all(math.isclose(ratio, ratios[0], rel_tol=_SAME_RATIO) for ratio in ratios)
