@@ -255,6 +255,18 @@ def test_damaged_features_are_set_aside(content, probe, tmp_path, caplog):
     assert (tmp_path / f"{KEPT}.damaged1").exists() and "is damaged" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "shapes", [[(4,), (4,)] * 2, [(4, 2), (3,)] * 2, [(4, 2), (4,), (4, 3), (4,)]]
+)
+def test_features_of_something_else_are_set_aside(shapes, probe, tmp_path):
+    hook, task = probe(), Labelled(tmp_path).makes(Labelled.sure)
+    hook.on_start(task)
+    np.savez(tmp_path / KEPT, *map(np.zeros, shapes))
+    hook.on_phase_end(task)
+    assert results(tmp_path) == {"probe": "knn", "pixels": 1.0}
+    assert (tmp_path / f"{KEPT}.damaged1").exists()
+
+
 @pytest.mark.parametrize("kind", ["bytes", "inodes"])
 def test_without_room_for_the_features_they_are_probed_at_once(kind, probe, tmp_path, caplog):
     hook, task = probe(), Labelled(tmp_path / "disk").makes(Labelled.wrong)

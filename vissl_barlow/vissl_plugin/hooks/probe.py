@@ -197,7 +197,12 @@ class BarlowProbe(BarlowHook):
             return None
         try:
             with np.load(path) as arrays:
-                return tuple(arrays[f"arr_{number}"] for number in range(4))
+                train, train_labels, test, test_labels = (arrays[f"arr_{n}"] for n in range(4))
+            # Of two dimensions, as wide as each other; else this raises ValueError as well.
+            (ours, width), (theirs, same) = train.shape, test.shape
+            if (len(train_labels), len(test_labels), width) != (ours, theirs, same):
+                raise ValueError("it holds something else")
+            return train, train_labels, test, test_labels
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             set_aside(path, error)
             return None
