@@ -5,7 +5,8 @@
 Everything is read into torchvision's names and written from them, so each pair of formats costs two
 rules. Tensors are never touched: dtypes, strides and `num_batches_tracked` survive every trip.
 
-`exports.py` writes for programs that read neither. Command line:
+`pretraining.py` says which views a trunk was pretrained on, `exports.py` writes for programs that
+read neither. Command line:
 `python -m vissl_barlow.checkpoint --to FORMAT [--trunk PREFIX] IN OUT`.
 """
 

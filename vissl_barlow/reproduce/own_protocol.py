@@ -4,13 +4,13 @@ checkpoint and the machine, as overrides of the benchmarks' configs."""
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from vissl_barlow.checkpoint import TrunkDepth, read_checkpoint, read_trunk
+from vissl_barlow.checkpoint.pretraining import PAPERS_VIEWS, PretrainingViews, pretraining_views
 from vissl_barlow.messages import listed
 from vissl_barlow.own_images import OwnFolder
 from vissl_barlow.reproduce.batch import share_of
@@ -34,69 +34,21 @@ FEWEST_NEIGHBOURS = 5
 SVM_FOLDS = 3  # voc07_svm's
 # Pixels: the least of a crop, the most that the small stem is for, and the paper's.
 SMALLEST_CROP, LARGEST_SMALL_CROP, PAPERS_CROP = 32, 96, 224
-# Of BYOL, which the paper takes; views that say nothing else have these.
-_CROP_SCALE, _FLIP_P = [0.08, 1.0], 0.5
-_MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _EPOCHS = re.compile(r"\+*config\.OPTIMIZER\.num_epochs=(\d+)")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a checkpoint says: which trunk it holds, and of the views that it was pretrained on their
-    `size` in pixels (None: not known), `crop_scale`, `flip_p`, and the `mean` and `std` of each channel
-    that they are normalised by (the paper's, where not known)."""
+    """What a checkpoint says: which trunk it holds, and the views that it was pretrained on."""
 
     layout: TrunkDepth
-    size: int | None
-    crop_scale: list[float]
-    flip_p: float
-    mean: list[float]
-    std: list[float]
+    views: PretrainingViews
 
 
 def read_pretrained(path: str, prefix: str = "") -> Pretrained:
     """Reads a checkpoint; arguments and errors as `load_trunk`."""
-    layout = read_trunk(path, prefix).layout
-    views = _views(read_checkpoint(path))
-
-    def number(name: str, otherwise: float, low: float = 0, high: float = 1) -> float:
-        value = views.get(name)
-        return (
-            float(value) if isinstance(value, int | float) and low <= value <= high else otherwise
-        )
-
-    def channels(name: str, otherwise: Sequence[float], low: float) -> list[float]:
-        return [
-            number(f"{name}.{place}", default, low, math.inf)
-            for place, default in enumerate(otherwise)
-        ]
-
-    size = views.get("size")
-    return Pretrained(
-        layout,
-        size if type(size) is int and size > 0 else None,
-        [number(f"crop_scale.{place}", default) for place, default in enumerate(_CROP_SCALE)],
-        number("flip_p", _FLIP_P),
-        channels("mean", _MEAN, -math.inf),
-        channels("std", _STD, 0),
-    )
-
-
-def _views(checkpoint: Any) -> dict[str, Any]:
-    """The options of the two-view transform, as one of this plugin's checkpoints notes them."""
-    experiment: Any = checkpoint
-    for key in ("classy_state_dict", "experiment"):
-        experiment = experiment.get(key) if isinstance(experiment, Mapping) else None
-    experiment = experiment if isinstance(experiment, Mapping) else {}
-    for key, value in experiment.items():
-        if value == "BarlowTwoViews" and str(key).startswith("DATA.TRAIN.TRANSFORMS."):
-            start = str(key).removesuffix("name")
-            return {
-                str(each).removeprefix(start): experiment[each]
-                for each in experiment
-                if str(each).startswith(start)
-            }
-    return {}
+    views = pretraining_views(read_checkpoint(path)) or PAPERS_VIEWS
+    return Pretrained(read_trunk(path, prefix).layout, views)
 
 
 @dataclass(frozen=True)
@@ -227,12 +179,12 @@ class Protocol:
     def _normalization(self) -> Iterator[str]:
         """Of the pretraining: the trunk has seen no other numbers."""
         for name, own, papers in (
-            ("mean", self.pretrained.mean, _MEAN),
-            ("std", self.pretrained.std, _STD),
+            ("mean", self.pretrained.views.mean, PAPERS_VIEWS.mean),
+            ("std", self.pretrained.views.std, PAPERS_VIEWS.std),
         ):
             if own != papers:  # the last transform, of training and test images of each config
                 for split in ("TRAIN", "TEST"):
-                    yield override(f"DATA.{split}.TRANSFORMS.3.{name}", own)
+                    yield override(f"DATA.{split}.TRANSFORMS.3.{name}", list(own))
 
     def _device(self) -> list[str]:
         """Nothing of it changes a result."""
@@ -248,8 +200,8 @@ class Protocol:
     @property
     def size(self) -> int:
         """Pixels of the crops: as in pretraining; where that is not known, as own_images has them."""
-        if self.pretrained.size:
-            return self.pretrained.size
+        if self.pretrained.views.size:
+            return self.pretrained.views.size
         if self.pretrained.layout.small_stem:
             return min(max(self._side, SMALLEST_CROP), LARGEST_SMALL_CROP)
         small = self._side <= LARGEST_SMALL_CROP
@@ -315,10 +267,11 @@ class Protocol:
 
     def _crops(self) -> Iterator[str]:
         yield override("DATA.TRAIN.TRANSFORMS.0.size", self.size)
-        if self.pretrained.crop_scale != _CROP_SCALE:
-            yield f"+{override('DATA.TRAIN.TRANSFORMS.0.scale', self.pretrained.crop_scale)}"
-        if self.pretrained.flip_p != _FLIP_P:
-            yield f"+{override('DATA.TRAIN.TRANSFORMS.1.p', self.pretrained.flip_p)}"
+        views = self.pretrained.views
+        if views.crop_scale != PAPERS_VIEWS.crop_scale:
+            yield f"+{override('DATA.TRAIN.TRANSFORMS.0.scale', list(views.crop_scale))}"
+        if views.flip_p != PAPERS_VIEWS.flip_p:
+            yield f"+{override('DATA.TRAIN.TRANSFORMS.1.p', views.flip_p)}"
         yield override("DATA.TEST.TRANSFORMS.0.size", self.resized)
         yield override("DATA.TEST.TRANSFORMS.1.size", self.size)
 

@@ -240,6 +240,29 @@ def test_one_of_two_trunks_is_chosen_by_a_key(checkpoints, digits_on_disk, tmp_p
     resolve(tmp_path / "run", "benchmark/vissl_barlow/imagenet1k_linear", OVERLAY, *chosen)
 
 
+def test_images_normalised_otherwise_than_the_views_were(checkpoints, digits_on_disk, tmp_path):
+    """Refused with what to paste, unless they are typed; checkpoints that do not say are taken."""
+    saved = as_vissl_checkpoint(checkpoints["torchvision"])
+    start = (*digits_on_disk.folders(), f"{WEIGHTS}={tmp_path}/c.torch")
+    where = ("benchmark/vissl_barlow/imagenet1k_linear", OVERLAY, *start)
+    torch.save(saved, tmp_path / "c.torch")
+    resolve(tmp_path / "run", *where)
+    views = {"name": "BarlowTwoViews", "mean.0": 0.25, "mean.1": 0.5, "mean.2": 0.5}
+    saved["classy_state_dict"]["experiment"] = {
+        f"DATA.TRAIN.TRANSFORMS.0.{key}": value for key, value in views.items()
+    }
+    torch.save(saved, tmp_path / "c.torch")
+    keys = [f"config.DATA.{place}.mean" for place in ("TRAIN.TRANSFORMS.2", "TEST.TRANSFORMS.1")]
+    words = [f"{key}=[0.25,0.5,0.5]" for key in keys]
+    train, test = refusal(tmp_path, "imagenet1k_linear", *start).splitlines()
+    for line, key, word in zip((train, test), keys, words, strict=True):
+        assert line.startswith(f"{key}=[0.485") and f"set '{word}', or type" in line
+    assert refusal(tmp_path, "imagenet1k_linear", *start, words[0]) == test
+    resolve(tmp_path / "run", *where, *words)
+    typed = f'+config.BARLOW.COMMAND=["{keys[1]}=[0.485,0.456,0.406]"]'
+    resolve(tmp_path / "run", *where, words[0], typed)
+
+
 def test_features_that_the_images_are_too_small_or_too_large_for(digits_on_disk, tmp_path):
     pooled = "config.MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP"
     pirls = f"{pooled}=[[res5,[AvgPool2d,[[6,6],1,0]]]]"

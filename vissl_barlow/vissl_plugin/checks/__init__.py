@@ -21,6 +21,7 @@ from vissl_barlow.vissl_plugin.checks.dry_run import (
 )
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
+    check_normalization,
     check_weights,
     classifier_outputs,
 )
@@ -99,6 +100,7 @@ def install() -> None:
             raise ConfigError("MODEL.WEIGHTS_INIT.PARAMS_FILE", address, remedy) from None
         if address:
             check_weights(cfg)
+            check_normalization(cfg)
         if "BARLOW" in cfg:
             check_task(cfg)  # afterwards: VISSL may have put in another task
             check_experiment(cfg)  # of the config as it is recorded
@@ -181,6 +183,7 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
         if classes is not None:
             check_classifier(cfg)
         check_weights(cfg)
+        check_normalization(cfg)
     refusals.raise_all()
     for split in splits:  # of images that are there, and can be read
         with refusals:

@@ -1,6 +1,7 @@
 """Refuses a classifier or weights that do not fit, or would mislead, before an evaluation starts."""
 
 import logging
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -10,15 +11,17 @@ from hydra.errors import HydraException
 from vissl.utils import checkpoint as vissl_checkpoint
 from vissl.utils.io import is_url
 
-from vissl_barlow.checkpoint import CheckpointError, checkpoint_in
+from vissl_barlow.checkpoint import CheckpointError, checkpoint_in, read_checkpoint
+from vissl_barlow.checkpoint.pretraining import pretraining_views
 from vissl_barlow.overrides import compose_config, override
-from vissl_barlow.vissl_plugin.checks.common import is_typed, model_on_meta
+from vissl_barlow.vissl_plugin.checks.common import Refusals, is_typed, model_on_meta
 from vissl_barlow.vissl_plugin.components.weights import (
     heads_must_be_loaded,
     model_weights,
     refuse_untrained_heads,
 )
 from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.hooks import pretrains
 
 CLASSIFICATION_LOSS = "cross_entropy_multiple_output_single_target"
 
@@ -135,3 +138,29 @@ def check_weights(cfg) -> None:
         raise ConfigError(key, path, remedy) from None
     except CheckpointError as error:
         raise ConfigError(key, path, str(error).removeprefix(f"{path}: ")) from None
+
+
+def check_normalization(cfg) -> None:
+    """Raises ConfigError if a pretrained trunk would be shown other numbers than it learnt from.
+
+    Only this plugin's checkpoints say how their views were normalised; a value that is typed is taken.
+    """
+    path = cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    if pretrains(cfg) or not os.path.isfile(path):
+        return
+    views = pretraining_views(read_checkpoint(path))
+    if views is None:
+        return
+    refusals = Refusals()
+    for split in ("TEST",) if cfg.TEST_ONLY else ("TRAIN", "TEST"):
+        for place, transform in enumerate(cfg.DATA[split].TRANSFORMS):
+            for name, learnt in (("mean", list(views.mean)), ("std", list(views.std))):
+                key = f"DATA.{split}.TRANSFORMS.{place}.{name}"
+                given = transform.get(name)
+                if transform["name"] == "Normalize" and given != learnt and not is_typed(cfg, key):
+                    remedy = (
+                        f"the views that {path} was pretrained on were normalised otherwise; set "
+                        f"{shlex.quote(override(key, learnt))}, or type this value to keep it"
+                    )
+                    refusals.add(ConfigError(key, given, remedy))
+    refusals.raise_all()
