@@ -41,8 +41,8 @@ def decode_image(data: bytes) -> np.ndarray:
 
     What `PIL.Image.open(...).convert("RGB")` gives (VISSL's and torchvision's loader), within a
     grey level: the first frame of several is taken, the EXIF orientation is ignored. Two departures:
-    what is transparent stands on white (`rgb_on_white`), and greyscale of 12 or 16 bits is scaled to 8,
-    where Pillow clips everything above 255 to white.
+    what is transparent stands on white, and greyscale of 12 or 16 bits is scaled to 8, where Pillow
+    clips everything above 255 to white (`rgb_on_white`).
 
     Args:
         data: the bytes of the file.
@@ -82,7 +82,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_cost(data, *image.size)
-            return _rgb_array(image)
+            return np.array(rgb_on_white(image))
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
@@ -131,7 +131,15 @@ def _jpeg_scans(data: bytes, most: int) -> int:
     return scans
 
 
-def _rgb_array(image: Image.Image) -> np.ndarray:
+def rgb_on_white(image: Image.Image) -> Image.Image:
+    """A PIL image of any mode in RGB: on white, where it is transparent.
+
+    Pillow's own conversion drops alpha, and shows what a program has left below it. Greyscale of 12 or
+    16 bits is scaled to 8 by its range.
+
+    Raises:
+        UnreadableImage: 32-bit pixels of unknown range.
+    """
     # Pillow calls a 16-bit PGM "I", and before 11 a 16-bit PNG too.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         grey = np.asarray(image)
@@ -141,20 +149,12 @@ def _rgb_array(image: Image.Image) -> np.ndarray:
         if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; Pillow heeds it up to 8 bits
             levels = 255 - levels
         levels[grey == image.info.get("transparency", -1)] = 255
-        return np.repeat(levels[..., None], 3, axis=2)
+        return Image.fromarray(levels).convert("RGB")
     if image.mode in ("I", "F"):
         raise UnreadableImage(
             f"pixels of 32 bits or with a sign (mode {image.mode}) have no range to scale to 8 bits: "
             "convert the file to 8 or 16 bits"
         )
-    return np.array(rgb_on_white(image))
-
-
-def rgb_on_white(image: Image.Image) -> Image.Image:
-    """A PIL image of any mode in RGB: on white, where it is transparent.
-
-    Pillow's own conversion drops alpha, and shows what a program has left below it.
-    """
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     image = image.convert("RGBA")

@@ -43,7 +43,8 @@ class LARS(torch.optim.Optimizer):
         bias_lr_scale: what `lr` is multiplied by for 1-D parameters; the paper's is 0.0048 / 0.2.
 
     Raises:
-        ValueError: a hyper-parameter outside its range, or, in `step`, a sparse gradient.
+        ValueError: a hyper-parameter outside its range, parameters in FullyShardedDataParallel, or,
+            in `step`, a sparse gradient.
     """
 
     def __init__(
@@ -77,6 +78,13 @@ class LARS(torch.optim.Optimizer):
         if not isinstance(options["clip"], bool):
             raise ValueError(f"LARS: clip={options['clip']!r} must be true or false")
         super().add_param_group(param_group)
+        # Set by torch.distributed.fsdp on what it has flattened, in both of its modes.
+        if any(hasattr(p, "_fsdp_flattened") for p in self.param_groups[-1]["params"]):
+            raise ValueError(
+                "LARS: parameters that FullyShardedDataParallel has flattened are weights no more, and "
+                "would be updated as biases: use DistributedDataParallel, and "
+                "ZeroRedundancyOptimizer to share the optimizer's state"
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

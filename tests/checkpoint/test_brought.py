@@ -98,6 +98,17 @@ def timm(a, b):
     }
 
 
+def weight_averaging(a, b):
+    """lightning/pytorch/callbacks/weight_averaging.py, on_save_checkpoint."""
+    head = {"head.weight": torch.ones(2, 2)}
+    return {
+        "epoch": 1,
+        "state_dict": prefixed("backbone.", a) | head,
+        "current_model_state": prefixed("backbone.", b) | head,
+        "averaging_state": {"n_averaged": torch.tensor(3)},
+    }
+
+
 # What the authors evaluate is `a`; words that choose `b`.
 PAIRS = {
     "MoCo": (moco, "encoder_k"),
@@ -112,6 +123,7 @@ PAIRS = {
     "lightly's TiCo": (lightly_benchmark("backbone_momentum."), "backbone_momentum"),
     "byol-pytorch": (byol_pytorch, "target_encoder"),
     "timm": (timm, "state_dict"),
+    "Lightning": (weight_averaging, "current_model_state"),
 }
 
 
@@ -126,6 +138,23 @@ def test_the_trunk_its_authors_evaluate_or_the_one_named(tmp_path, resnet18, oth
     assert main([*arguments, str(tmp_path / "out.pth")]) == 0
     assert "not the trunk " in capsys.readouterr().out
     assert_same(torch.load(tmp_path / "out.pth", weights_only=True), second)
+
+
+@pytest.mark.parametrize("model, other", [("model", "ema"), ("online", "target")])
+def test_a_second_trunk_under_whatever_key_is_not_passed_over(
+    tmp_path, resnet18, other18, model, other
+):
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": []}
+    saved = {model: dict(resnet18.state_dict()), "projector": {"0.weight": torch.ones(2, 2)}}
+    path = tmp_path / "in.pth"
+    torch.save(saved | {"optimizer": optimizer}, path)
+    assert_same(ck.load_trunk(path), resnet18.state_dict())
+    average = prefixed("module.", dict(other18.state_dict())) | {"n_averaged": torch.tensor(9)}
+    torch.save(saved | {"optimizer": optimizer, other: average}, path)
+    with pytest.raises(ck.CheckpointError, match=f"2 ResNet trunks under its {model}, {other}"):
+        ck.load_trunk(path)
+    assert_same(ck.load_trunk(path, model), resnet18.state_dict())
+    assert_same(ck.load_trunk(path, other), other18.state_dict())
 
 
 def test_a_prefix_that_no_trunk_or_more_than_one_has_is_refused(tmp_path, resnet18, other18):

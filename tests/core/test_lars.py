@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp._common_utils import _set_fsdp_flattened
 
 from vissl_barlow.lars import LARS
 
@@ -272,6 +273,16 @@ def test_sparse_gradients_are_refused():
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"dense gradients.*\(4, 3\)"):
         LARS(embedding.parameters(), lr=0.1).step()
+
+
+def test_parameters_that_fsdp_has_flattened_are_refused():
+    optimizer = LARS([nn.Parameter(torch.ones(2, 2))], lr=0.1)
+    flat = nn.Parameter(torch.ones(12))
+    _set_fsdp_flattened(flat)
+    with pytest.raises(ValueError, match=r"FullyShardedDataParallel.*ZeroRedundancyOptimizer"):
+        optimizer.add_param_group({"params": flat})
+    with pytest.raises(ValueError, match="updated as biases"):
+        LARS([flat], lr=0.1)
 
 
 @pytest.mark.gpu

@@ -128,3 +128,23 @@ def test_processes_of_unequal_shares_compute_the_definition_of_the_global_batch(
                 # DistributedDataParallel takes the mean over processes of the parameters' gradients.
                 got = torch.cat([process[form][name][view] for process in on_each]) / world_size
                 assert _relative_error(got, gradient / REFERENCE_WORLD_SIZE) < 1e-10
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compiling_a_step_leaves_the_kernels_out(form):
+    compiled = []
+
+    def backend(graph, _):
+        compiled.extend(node.target for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    def step(z_a, z_b):
+        return barlow_twins_loss(torch.tanh(z_a), torch.tanh(z_b), form=form).loss
+
+    torch.manual_seed(0)
+    views = [z.requires_grad_() for z in correlated(6, 10)]
+    loss = torch.compile(step, backend=backend)(*views)
+    _, (expected, *_), _ = reference(*(z.tanh() for z in views))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    # Inductor's gradients of the Gram form's in-place products were others.
+    assert {target.__name__ for target in compiled} == {"tanh"}

@@ -182,11 +182,7 @@ LINEAR_OF_SMALL = (
     "config.MODEL.HEAD.PARAMS=[[barlow_linear,{in_dim:64,num_classes:10}]]",
 )
 PLAIN_PYTORCH_TEST = "tests/plugin/test_plain_pytorch.py"
-(PLAIN_PYTORCH,) = (
-    item
-    for item in documented((ROOT / "docs" / "plain-pytorch.md").read_text())
-    if item.startswith("import random")
-)
+PLAIN_PYTORCH, IN_PROCESSES, _ = documented((ROOT / "docs" / "plain-pytorch.md").read_text())
 EXPORTS_TEST = "tests/checkpoint/test_exports.py"
 DOTS = {" ...": ""}
 EVALUATION_FILES = ("train_config.yaml", "checkpoint.torch")
@@ -394,6 +390,7 @@ COMMANDS: dict[str, Callable[[Place, str], None]] = {
         replace={"checkpoint.pth": "checkpoint.torch"}, prints="export it"
     ),
     PLAIN_PYTORCH: is_tested_by(PLAIN_PYTORCH_TEST, "test_its_loop_leaves_the_bits_of_vissls_run"),
+    IN_PROCESSES: is_tested_by(PLAIN_PYTORCH_TEST, "test_several_processes_take_the_steps_of_one"),
     # docs/speed.md
     "make bench-gpu": NO_GPU,
     # docs/troubleshooting.md

@@ -37,3 +37,25 @@ def test_normalising_on_the_device_ends_where_normalising_at_once_does(memory_fo
     assert normalize(views, IMAGENET_MEAN, IMAGENET_STD, out=batch[1]) is not None
     torch.testing.assert_close(batch[1], expected, rtol=0, atol=NORMALIZED_ATOL)
     assert not batch[0].any()
+
+
+U8 = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("views", "options", "named"),
+    [
+        (normalize(U8), {}, "float32 .* neither scaled nor normalised"),
+        (U8.double(), {}, "float64"),
+        (U8[:, :1], {}, r"\(2, 1, 4, 4\): give uint8 RGB of shape \(\.\.\., 3, S, S\)"),
+        (U8.permute(0, 2, 3, 1), {}, r"\(2, 4, 4, 3\)"),
+        (U8, {"mean": (0.5, 0.5, 0.5), "std": (0.2,)}, "std .* 3 numbers"),
+        (U8, {"mean": (123.7, 116.3, 103.5)}, r"mean\[0\] is 123.7"),
+        (U8, {"out": torch.zeros(1, 3, 4, 4)}, r"out is .*\(1, 3, 4, 4\)"),
+        (U8, {"out": torch.zeros(2, 3, 4, 4).half()}, "out is torch.float16"),
+    ],
+)
+def test_what_would_be_normalised_wrongly_is_refused(memory_format, views, options, named):
+    with pytest.raises(ValueError, match=named):
+        normalize(views.contiguous(memory_format=memory_format), **options)

@@ -11,7 +11,7 @@ from scipy import stats
 from torchvision import transforms
 from views_reference import FREQUENCY_ATOL, KS_PVALUE, S, draws
 
-from vissl_barlow.views import TwoViews, ViewParameters
+from vissl_barlow.views import TwoViews, ViewParameters, view_seed
 from vissl_barlow.views.parameters import sample_crop
 
 RANDOM_OPERATIONS = {
@@ -223,3 +223,9 @@ def test_where_no_crop_fits_the_largest_central_one_is_taken(height, width, rati
     rng = Highest()
     assert sample_crop(height, width, (1.0, 1.0), ratio, rng) == expected
     assert rng.draws == 2 * 10  # of the area and of the ratio, ten times as torchvision
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.int32, torch.tensor])
+def test_a_seed_is_the_same_whatever_holds_the_numbers(whole):
+    expected = (5 << 80) + (40_000 << 48) + 7
+    assert view_seed(whole(5), whole(40_000), whole(7)) == expected

@@ -6,9 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from repeated_image import RepeatedImage
 from torch.utils.data import DataLoader
-from views_reference import CHINA, FLOWER
+from views_reference import CHINA, FLOWER, S, draws
 
 from vissl_barlow.views import TwoViews
 
@@ -75,7 +76,9 @@ def test_pickling_keeps_every_setting():
         ("solarize_p", (0.0, 0.1, 0.2), "2 numbers"),
         ("solarize_threshold", 257, "at most 256"),
         ("mean", (0.5, 0.5), "3 numbers"),
+        ("mean", (123.7, 116.3, 103.5), r"mean\[0\] is 123.7: .* at most 1"),
         ("std", (0.5, 0.5, 0), r"std\[2\] is 0: give a number above 0"),
+        ("std", (58.4, 57.1, 57.4), r"std\[0\] is 58.4: .* at most 1"),
         ("backend", "cuda", "fast, pil"),
         ("normalize_on_device", "no", "true or false"),
     ],
@@ -89,11 +92,16 @@ def test_a_wrong_key_is_named_with_its_remedy(key, value, remedy):
 @pytest.mark.parametrize("backend", ["fast", "pil"])
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((8, 8)), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3), np.float32)],
-    ids=["grey", "alpha", "float"],
+    [
+        np.zeros((8, 8)),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3), np.float32),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+    ],
+    ids=["grey", "alpha", "float", "tensor"],
 )
 def test_an_array_that_is_not_uint8_rgb_is_refused(array, backend):
-    with pytest.raises(ValueError, match=r"shape \(8, 8.*pass uint8 RGB"):
+    with pytest.raises(ValueError, match=r"(shape \(8, 8|is a Tensor).*pass uint8 RGB"):
         TwoViews(backend=backend)(array)
 
 
@@ -120,3 +128,15 @@ def test_one_draw_serves_both_backends():
         expected = two_views.apply(FLOWER, a), two_views.apply(FLOWER, b)
         views = two_views(FLOWER, random.Random(4))
         assert all(torch.equal(x, y) for x, y in zip(views, expected))
+
+
+@pytest.mark.parametrize("backend", ["fast", "pil"])
+def test_pil_images_of_16_bits_are_scaled_by_their_range(backend):
+    levels = CHINA[..., 0]
+    deep = Image.fromarray(levels.astype(np.uint16) * 257)
+    assert deep.mode == "I;16"
+    (p,) = draws(1)
+    two_views = TwoViews(S, backend=backend)
+    assert torch.equal(two_views.apply(deep, p), two_views.apply(Image.fromarray(levels), p))
+    with pytest.raises(ValueError, match=r"mode I.*16 bits"):
+        two_views(Image.fromarray(levels.astype(np.int32)))

@@ -57,6 +57,8 @@ _EVALUATED = (
     ("online_encoder.net", "net"),  # byol-pytorch: one network under two names
     ("state_dict_ema", "state_dict"),  # timm: load_state_dict(use_ema=True)
     ("model_ema", "model"),
+    # Lightning's WeightAveraging saves the average in the place of the model.
+    ("state_dict", "current_model_state"),
 )
 
 
@@ -150,11 +152,7 @@ def _extract_trunk(checkpoint: Any, path: str | os.PathLike, wanted: str) -> Tru
             "extra_scripts/convert_sharded_checkpoint.py"
         )
     weights, where = _state_dict(checkpoint, path)
-    tensors = {
-        name: value.detach()
-        for name, value in weights.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
-    }
+    tensors = _tensors(weights)
     stages = _first_stages(tensors)
     if not stages:
         names = listed(map(str, weights), NAMES_SHOWN) or "none"
@@ -208,6 +206,9 @@ def _state_dict(checkpoint: dict, path: str | os.PathLike) -> tuple[dict[str, An
     if VISSL_PATH[0] in checkpoint:
         return _descend(checkpoint, VISSL_PATH, path), f"under its {'.'.join(VISSL_PATH)}"
     keys = [key for key in _STATE_DICTS if key in checkpoint]
+    # Under whatever other key: where it is an average, it may be what is evaluated.
+    others = [(k, v) for k, v in checkpoint.items() if isinstance(k, str) and k not in keys]
+    keys += [k for k, v in others if isinstance(v, dict) and _first_stages(_tensors(v))]
     dicts = [key for key in keys if isinstance(checkpoint[key], dict)]
     if len(dicts) > 1:
         weights = {f"{key}.{name}": v for key in dicts for name, v in checkpoint[key].items()}
@@ -216,6 +217,14 @@ def _state_dict(checkpoint: dict, path: str | os.PathLike) -> tuple[dict[str, An
         key = (dicts or keys)[0]
         return _descend(checkpoint, (key,), path), f"under its {key}"
     return checkpoint, "at its top level"
+
+
+def _tensors(weights: dict[Any, Any]) -> dict[str, Tensor]:
+    return {
+        name: value.detach()
+        for name, value in weights.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
 
 
 def _first_stages(tensors: Iterable[str]) -> dict[str, str]:

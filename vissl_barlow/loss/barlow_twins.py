@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.distributed import ProcessGroup
 
 from vissl_barlow.distributed import all_reduce_sum
@@ -65,6 +66,9 @@ def normalized_along_batch(z: Tensor, eps: float) -> Tensor:
     return centred / representable(centred.square().sum(0) + len(z) * eps).sqrt()
 
 
+# The kernels are fused already, and Inductor of torch 2.14 makes other gradients of the Gram form's, in
+# silence. `torch.compiler.disable` is the same, but takes seconds to import.
+@_disable_dynamo
 def barlow_twins_loss(
     z_a: Tensor,
     z_b: Tensor,
@@ -78,7 +82,8 @@ def barlow_twins_loss(
 ) -> LossTerms:
     """Equation 1 on the global batch of all processes, by fused kernels.
 
-    Computed in float32, under autocast too (float64 if the embeddings are).
+    Computed in float32, under autocast too (float64 if the embeddings are). `torch.compile` leaves it
+    out, and with `fullgraph=True` refuses it.
 
     Gradients: what each process back-propagates is the true gradient of the global loss with respect
     to its own rows, times W / reference_world_size for W processes. After DistributedDataParallel's

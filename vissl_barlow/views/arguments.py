@@ -74,15 +74,29 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     return value
 
 
-def rgb_array(image: np.ndarray) -> np.ndarray:
+def rgb_array(image: Any) -> np.ndarray:
     """`image`, an array that holds an RGB image.
 
     Raises:
         ValueError: it is not uint8 of shape (H, W, 3).
     """
+    wanted = "pass uint8 RGB of shape (H, W, 3), or a PIL image of any mode"
+    if not isinstance(image, np.ndarray):
+        raise ValueError(f"image is a {type(image).__name__}: {wanted}")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
-            f"image is an array of shape {image.shape} and type {image.dtype}: "
-            "pass uint8 RGB of shape (H, W, 3), or a PIL image of any mode"
+            f"image is an array of shape {image.shape} and type {image.dtype}: {wanted}"
         )
     return image
+
+
+def mean_and_std(mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both as tuples: of each channel, for values in [0, 1].
+
+    Raises:
+        ValueError: not three numbers each, or for values of another range.
+    """
+    return (
+        numbers("mean", mean, count=3, meaning="(red, green, blue)", high=1),
+        numbers("std", std, count=3, meaning="(red, green, blue)", above=0, high=1),
+    )

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import torch
 
+from vissl_barlow.views.arguments import mean_and_std
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -26,15 +28,30 @@ def normalize(
 
     Args:
         views: RGB, in any memory format, which the result keeps.
-        mean, std: per channel, for values in [0, 1].
-        out: receives the result if given: a collator can fill its batch without a copy in between.
+        mean, std: per channel, for values in [0, 1]; at most 1.
+        out: receives the result if given, float32 of the views' shape: a collator can fill its batch
+            without a copy in between.
 
     Returns:
         `out`, or a new tensor of the views' shape.
+
+    Raises:
+        ValueError: views of another shape or type (normalised already, or scaled to [0, 1]), mean or
+            std out of range, or an `out` that does not fit.
     """
+    mean, std = mean_and_std(mean, std)
+    if views.dtype != torch.uint8 or views.ndim < 3 or views.shape[-3] != 3:
+        raise ValueError(
+            f"views are {views.dtype} of shape {tuple(views.shape)}: give uint8 RGB of shape "
+            "(..., 3, S, S), neither scaled nor normalised"
+        )
     if out is None:
         out = torch.empty_like(views, dtype=torch.float32)
-    mean, std = tuple(mean), tuple(std)
+    elif out.dtype != torch.float32 or out.shape != views.shape:
+        raise ValueError(
+            f"out is {out.dtype} of shape {tuple(out.shape)}: give torch.float32 of the views' shape, "
+            f"{tuple(views.shape)}"
+        )
     if views.is_cpu and views.is_contiguous() and out.is_contiguous():
         channels, targets = (x.view(-1, *x.shape[-2:]).numpy() for x in (views, out))
         apply_lut(channels, _normalized_levels(mean, std), targets)

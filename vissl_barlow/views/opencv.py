@@ -37,15 +37,15 @@ def one_thread_per_process() -> None:
 
 
 def to_rgb(image: Image.Image | np.ndarray) -> np.ndarray:
-    """The image as `apply` takes it, from a PIL image of any mode or a uint8 array (H, W, 3); what is
-    transparent stands on white.
+    """The image as `apply` takes it, from a PIL image of any mode (`rgb_on_white`) or a uint8 array
+    (H, W, 3).
 
     Raises:
-        ValueError: an array of another shape or type.
+        ValueError: an array of another shape or type, or 32-bit pixels.
     """
-    if isinstance(image, np.ndarray):
-        return rgb_array(image)
-    return np.asarray(rgb_on_white(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(rgb_on_white(image))
+    return rgb_array(image)
 
 
 def apply(

@@ -1,6 +1,7 @@
 """The random choices behind one view, and how the structured ones among them are drawn."""
 
 import math
+import operator
 from collections.abc import MutableSequence, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -49,6 +50,8 @@ def view_seed(seed: int, epoch: int, index: int) -> int:
 
     No two of (seed, epoch below 2^32, index below 2^48) share one.
     """
+    # numpy's and torch's whole numbers have 64 bits, out of which a seed of theirs would be shifted.
+    seed, epoch, index = map(operator.index, (seed, epoch, index))
     return (seed << 80) + (epoch << 48) + index
 
 

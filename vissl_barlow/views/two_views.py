@@ -15,7 +15,7 @@ from PIL import Image
 
 import vissl_barlow.views.opencv as opencv
 import vissl_barlow.views.pillow as pillow
-from vissl_barlow.views.arguments import choice, interval, number, numbers
+from vissl_barlow.views.arguments import choice, interval, mean_and_std, number, numbers
 from vissl_barlow.views.normalize import IMAGENET_MEAN, IMAGENET_STD, normalize
 from vissl_barlow.views.parameters import Rng, ViewParameters, sample_crop, sample_jitter
 
@@ -41,7 +41,7 @@ class TwoViews:
         blur_p, solarize_p: probabilities for view A and for view B.
         blur_sigma: range of the Gaussian's standard deviation, in pixels of the view.
         solarize_threshold: values at or above it are inverted, 0..256 (256: none).
-        mean, std: of the normalisation, per channel, for values in [0, 1].
+        mean, std: of the normalisation, per channel, for values in [0, 1]; at most 1.
         backend: "fast", torch's resize and OpenCV on uint8 arrays, or "pil", torchvision's
             functions on PIL images as in the authors' code; for the same parameters their views
             differ by less than one grey level of 256 on average. "fast" keeps OpenCV to one thread
@@ -95,8 +95,7 @@ class TwoViews:
         self.solarize_threshold = number(
             "solarize_threshold", solarize_threshold, high=256, whole=True
         )
-        self.mean = numbers("mean", mean, count=3, meaning="(red, green, blue)")
-        self.std = numbers("std", std, count=3, meaning="(red, green, blue)", above=0)
+        self.mean, self.std = mean_and_std(mean, std)
         self.backend = choice("backend", backend, BACKENDS)
         if not isinstance(normalize_on_device, bool):
             raise ValueError(f"normalize_on_device is {normalize_on_device!r}: give true or false")
@@ -129,7 +128,8 @@ class TwoViews:
         """Views A and B of an RGB image.
 
         Args:
-            image: a PIL image of any mode (converted to RGB) or a uint8 array (H, W, 3).
+            image: a PIL image of any mode (made RGB by `images.rgb_on_white`) or a uint8 array
+                (H, W, 3).
             rng: where both views' draws come from, A's first. Default: Python's module `random`,
                 which torch's DataLoader seeds in each worker and for each epoch from its own
                 generator.
@@ -139,7 +139,7 @@ class TwoViews:
             memory pixel by pixel, a channels_last image.
 
         Raises:
-            ValueError: an array of another shape or type.
+            ValueError: an array of another shape or type, or 32-bit pixels.
         """
         backend = opencv if self.backend == "fast" else pillow
         image = backend.to_rgb(image)  # once for both views
