@@ -196,6 +196,16 @@ def test_figure_1_has_every_pretraining_under_a_name_of_its_own(tmp_path):
     }
 
 
+def test_runs_below_its_own_folder_count(tmp_path, main_run, monkeypatch):
+    """A study's are in `report/`, which is also where the report goes where nothing else is said."""
+    monkeypatch.chdir(tmp_path)
+    linear(tmp_path / "runs" / "evaluated", main_run, 72.0)
+    probed(experiment(tmp_path / "report", "table5", "Baseline", "digits"), 0.97)
+    for folder, expected in ((".", {72.0, 90.0, 97.0}), ("report/digits", {97.0})):
+        assert main(["report", folder]) == 0
+        assert set(measured(tmp_path / "report").values()) == expected
+
+
 def test_its_own_folder_may_lie_among_the_runs(tmp_path, main_run):
     linear(tmp_path / "runs" / "evaluated", main_run, 72.0)
     arguments = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "runs" / "report")]

@@ -221,12 +221,18 @@ def run(options: argparse.Namespace) -> int:
     were refused.
 
     Raises:
-        ValueError: there is no such folder, no run in it, or no evaluation of `--paper-weights`.
+        ValueError: there is no such folder, or more than one, no run in it, or no evaluation of
+            `--paper-weights`.
     """
+    if options.overrides:  # whatever else stands there, of `runs/*` all but the first
+        raise ValueError(
+            f"{' '.join(options.overrides)}: the report is of one RUNS_DIR and takes no overrides; "
+            "name the folder that holds all your runs"
+        )
     folder, out = options.runs_dir.resolve(), options.out.resolve()
     if not folder.is_dir():
         raise ValueError(f"{options.runs_dir} is no folder: name the one that holds your runs")
-    found = find_runs(folder, leave_out=out if out != folder else None)
+    found = find_runs(folder)
     if not (found.runs or found.refused or found.left_out):
         raise ValueError(
             f"no run in {options.runs_dir}: every run of this plugin leaves a barlow_run.json there"
@@ -282,9 +288,9 @@ def _papers(options: argparse.Namespace, found: Runs) -> list[str]:
     return papers
 
 
-def report_one(name: str, options: argparse.Namespace) -> None:
+def report_one(name: str, options: argparse.Namespace) -> int:
     """Prints one table or figure of the runs below `options.out`, and writes it there; and what of them
-    is in none, and why."""
+    is in none, and why; returns the exit status, 1 where numbers were refused."""
     out = options.out
     found = find_runs(out.resolve())
     data, linear = vars(options).get("data", IMAGENET), vars(options).get("linear", ())
@@ -298,6 +304,7 @@ def report_one(name: str, options: argparse.Namespace) -> None:
     for what, reasons in (("refused", found.refused), ("left out", others)):
         _print_reasons(what, {_relative(path, out.resolve()): why for path, why in reasons.items()})
     print(f"table: {printable(str(out / table.stem))}.md")
+    return int(bool(found.refused))
 
 
 def _print_reasons(what: str, reasons: Mapping[str, str]) -> None:

@@ -234,19 +234,13 @@ class Runs:
         return sorted(found, key=lambda run: run.seed)
 
 
-def find_runs(folder: Path, leave_out: Path | None = None) -> Runs:
-    """The runs in and below `folder`, by path. What is wrong with one of them concerns no other.
-
-    Args:
-        leave_out: a folder below it that holds no runs: the report's own.
-    """
+def find_runs(folder: Path) -> Runs:
+    """The runs in and below `folder`, by path. What is wrong with one of them concerns no other."""
     root = folder.resolve()
     runs: list[Run] = []
     refused: dict[Path, str] = {}
     left_out: dict[Path, str] = {}
     for found in run_folders(root, RESULTS, left_out.__setitem__):
-        if leave_out is not None and found.is_relative_to(leave_out):
-            continue
         try:
             runs.append(read_run(found, root))
             for name, called in PICTURES.items():
