@@ -1,15 +1,17 @@
 """What is not the paper's experiment is in no row of the paper's, and every row has its own label."""
 
+import hashlib
 import shutil
 
 import pytest
 import yaml
-from pretend_runs import experiment, linear, pretraining, svm
+from pretend_runs import experiment, linear, pretraining, probed, svm
 from reports import measured, report, row, rows
 
 from vissl_barlow.reproduce.__main__ import main
-from vissl_barlow.reproduce.report_tables import report_table
+from vissl_barlow.reproduce.report_tables import left_out, report_table
 from vissl_barlow.reproduce.runs import find_runs
+from vissl_barlow.reproduce.studies import BASE
 
 
 def resolve_as(folder, **model):
@@ -74,6 +76,35 @@ def test_of_another_pretraining_no_number_stands_beside_the_papers(tmp_path):
     label = "ImageNet linear (resnet50_in1k_1000ep with LOSS.barlow_loss.lambda_=0.1)"
     found = row(out, "table1", label)
     assert (found["ours"], found["paper"], found["difference"]) == ("60.0", "", "")
+
+
+def test_a_pretraining_from_weights_is_none_from_a_random_start(tmp_path):
+    """Nor is one from other weights in the same place, which is all that a command tells."""
+    weights = tmp_path / "supervised.pth"
+    word = f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={weights}"
+    probed(experiment(tmp_path / "a", "table6", "Baseline", "digits"), 0.9)
+    for name, accuracy in (("b", 0.5), ("c", 0.6)):
+        weights.write_bytes(name.encode())
+        begun = experiment(tmp_path / name, "table6", "Baseline", "digits", weights=weights)
+        probed(begun, accuracy)
+    table = report_table("table6", "digits", find_runs(tmp_path))
+    label = "Baseline, begun from supervised.pth, sha256"
+    digests = [hashlib.sha256(name).hexdigest()[:12] for name in (b"b", b"c")]
+    assert {row.label: row.ours for row in table.rows if row.runs} == {
+        "Baseline": 90.0,
+        f"{label} {digests[0]}": 50.0,
+        f"{label} {digests[1]}": 60.0,
+    }
+    # ImageNet's are left out, or stand, where they are asked for, beside no number of the paper's.
+    linear(tmp_path / "d", pretraining(tmp_path / "e", BASE, weights=weights), 80.0)
+    found = find_runs(tmp_path)
+    plain = report_table("table6", "imagenet", found)
+    assert not any(row.runs for row in plain.rows)
+    why = left_out(found, [plain])[tmp_path / "d"]
+    assert f"of a pretraining with begun from supervised.pth, sha256 {digests[1]}" in why
+    asked = report_table("table6", "imagenet", found, [word]).rows
+    shown = [(row.label, row.ours, row.reference) for row in asked if row.runs]
+    assert shown[0] == (f"{label} {digests[1]}", 80.0, None) and len(shown) == 2
 
 
 def test_a_variant_stands_in_its_table_beside_no_number_of_the_papers(tmp_path, main_run):

@@ -1,10 +1,12 @@
-"""What a run is otherwise than its command says: trunk and heads, and the images it read.
+"""What a run is otherwise than its command says: trunk and heads, the images it read, and the weights a
+pretraining began with.
 
 Such a run is none of the paper's experiments, whatever was typed.
 """
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +20,7 @@ from vissl_barlow.reproduce.settings import decides_the_model
 
 # What provenance calls the digits.
 DIGITS_SOURCE = "barlow_digits"
+HASH_CHARS = 12
 _WIDTH = "TRUNK.RESNETS.WIDTH_MULTIPLIER"
 
 
@@ -109,6 +112,19 @@ def own_images(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if found := (start.get("data") or {}).get("train"):
             folders = ", ".join(found.get("paths", ()))
             yield f"{found['images']:,} images{_classes(found)} of {folders}"
+
+
+def begun_from(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Which weights a pretraining began with, as text; none of a random start, the paper's. The command
+    tells the file's place alone, and of another file there is another experiment."""
+    if weights := starts[0]["weights"]:
+        yield f"begun from {file_label(weights)}"
+
+
+def file_label(weights: Mapping[str, str | None]) -> str:
+    """What tells a file of weights, as provenance has it, from others of its name."""
+    digest = (weights["sha256"] or "not noted")[:HASH_CHARS]
+    return f"{Path(weights['path'] or '').name}, sha256 {digest}"
 
 
 def _expected(config: str, split: str) -> Iterator[dict[str, int]]:

@@ -22,8 +22,8 @@ from rich.table import Table as ConsoleTable
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_accuracies, draw_comparison, draw_curves
 from vissl_barlow.reproduce.commands import add_out, add_paper_weights
+from vissl_barlow.reproduce.departures import HASH_CHARS
 from vissl_barlow.reproduce.report_rows import (
-    HASH_CHARS,
     ReportRow,
     ReportTable,
     config_and_settings,

@@ -20,7 +20,7 @@ from vissl_barlow.reproduce.report_rows import (
 )
 from vissl_barlow.reproduce.results import reported
 from vissl_barlow.reproduce.runs import LAST_STEP, Run, Runs, changed_settings, expected_settings
-from vissl_barlow.reproduce.settings import describe
+from vissl_barlow.reproduce.settings import WEIGHTS, describe
 from vissl_barlow.reproduce.studies import (
     BASE,
     BASES,
@@ -181,7 +181,12 @@ def study_table(
     """A study of section 4 or 5 on `data`; `overrides` and `linear` as in `report_table`."""
     study = load_study(name, data)
     base = BASES[data]
-    changed = _changed(f"{PRETRAIN_GROUP}/{base}", overrides) or _changed(LINEAR_EVALUATION, linear)
+    changed = (
+        _changed(f"{PRETRAIN_GROUP}/{base}", overrides)
+        or _changed(LINEAR_EVALUATION, linear)
+        # Which of them a run began with, its row says.
+        or any(word.lstrip("+").startswith(f"{WEIGHTS}=") for word in overrides)
+    )
     departing = bool(changed) or data != IMAGENET  # where no number of the paper's stands
     evaluations = found.matching(LINEAR_EVALUATION, linear, departing=departing)
     evaluations = list(filter(found.is_reportable, evaluations))

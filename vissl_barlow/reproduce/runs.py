@@ -18,6 +18,7 @@ from vissl_barlow.atomic_files import file_state
 from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, file_sha256
 from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.departures import (
+    begun_from,
     data_departures,
     model_departures,
     not_the_digits,
@@ -347,6 +348,8 @@ def read_run(folder: Path, root: Path) -> Run:
         reasons = "; then ".join(describe(each) or "none" for each in settings)
         raise Refused(f"its starts had different settings: {reasons}")
     departures = set(model_departures(config, commands[-1], of_vissl) if of_vissl else ())
+    if config.startswith(PRETRAIN_GROUP):
+        departures.update(begun_from(starts))
     data = _data_of(config, settings[0])
     if data == DIGITS:
         departures.update(not_the_digits(starts) if config.startswith(PRETRAIN_GROUP) else ())

@@ -8,6 +8,7 @@ from vissl_barlow.experiment import IRRELEVANT_KEYS, keeps_statistics
 
 DETECTION = "vissl_barlow.detection"
 BATCH = "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA"
+WEIGHTS = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE"
 _CHUNKS = "config.BARLOW.CHUNK_"
 _CHUNK_BATCH_NORM = "config.BARLOW.CHUNK_BATCH_NORM="
 # Options of Detectron2's command line whose value is the next word.
