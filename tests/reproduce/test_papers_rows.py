@@ -1,6 +1,7 @@
 """What is not the paper's experiment is in no row of the paper's, and every row has its own label."""
 
 import hashlib
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from pretend_runs import experiment, linear, pretraining, probed, svm
 from reports import measured, report, row, rows
 
 from vissl_barlow.reproduce.__main__ import main
+from vissl_barlow.reproduce.report import csv_row
 from vissl_barlow.reproduce.report_tables import left_out, report_table
 from vissl_barlow.reproduce.runs import find_runs
 from vissl_barlow.reproduce.studies import BASE
@@ -132,6 +134,31 @@ def test_svms_on_several_layers_are_no_result(tmp_path, main_run):
     folder = svm(tmp_path / "runs" / "a", main_run / "checkpoint.torch", 0.861)
     shutil.copytree(folder / "res5", folder / "res4")
     assert row(report(tmp_path), "table3", "VOC07", "mAP")["ours"] == ""
+
+
+def test_linear_classifiers_on_several_layers_keep_their_numbers_apart(tmp_path, main_run):
+    layers = "config.MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP=[[res4,x],[res5,x]]"
+    folder = linear(tmp_path / "runs" / "a", main_run, 0, layers)
+    meter = {"top_1": {"res4": 60.0, "res5": 72.0}, "top_5": {"res4": 80.0, "res5": 90.0}}
+    last = {"train_phase_idx": 99, "test_accuracy_list_meter": meter}
+    (folder / "metrics.json").write_text(json.dumps(last))
+    table = report_table("table1", "imagenet", find_runs(tmp_path / "runs"), [layers])
+    assert [(row.figure, row.ours) for row in table.rows if row.runs] == [
+        ("top-1, res4", 60.0),
+        ("top-1, res5", 72.0),
+        ("top-5, res4", 80.0),
+        ("top-5, res5", 90.0),
+    ]
+
+
+def test_a_mean_says_the_seeds_of_its_pretrainings(tmp_path):
+    """All their evaluations have the same one."""
+    for seed in (0, 1):
+        run = experiment(tmp_path, "table6", "Baseline", "imagenet", seed=seed)
+        linear(run / "linear", run, 71.0)
+    table = report_table("table6", "imagenet", find_runs(tmp_path))
+    (top_1, _) = (csv_row(table, row, tmp_path) for row in table.rows if row.runs)
+    assert (top_1["runs"], top_1["seeds"], top_1["pretraining_seeds"]) == (2, "0 0", "0 1")
 
 
 def test_every_row_has_a_label_of_its_own(tmp_path):

@@ -109,6 +109,7 @@ def csv_row(table: ReportTable, row: ReportRow, root: Path) -> dict[str, object]
         "hardware": row.hardware,
         "hours": row.hours,
         "seeds": " ".join(str(run.seed) for run in row.runs),
+        "pretraining_seeds": " ".join(str(run.seed) for run in row.pretrainings),
         "folders": ";".join(_relative(run.folder, root) for run in row.runs),
     }
     return {

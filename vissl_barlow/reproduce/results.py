@@ -45,8 +45,12 @@ def read_accuracy(path: Path) -> dict[str, float]:
         entry = json.loads(line)
         if entry["train_phase_idx"] == last:
             meters = entry.get("test_accuracy_list_meter", meters)
-    # One layer is tested: {"top_1": {"res5avg": 73.2}, "top_5": ...}.
-    return {name.replace("_", "-"): next(iter(m.values())) for name, m in meters.items()}
+    # {"top_1": {"res5avg": 73.2}, "top_5": ...}; of several layers each has its own figures.
+    return {
+        name.replace("_", "-") + (f", {layer}" if len(layers) > 1 else ""): value
+        for name, layers in meters.items()
+        for layer, value in layers.items()
+    }
 
 
 def read_mean_average_precision(path: Path) -> dict[str, float]:
