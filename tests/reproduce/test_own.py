@@ -338,7 +338,7 @@ def evaluation(folder, name, weights, lists, result, *overrides, images=90):
     }
     command = vissl_command(f"benchmark/vissl_barlow/own_{name}", *overrides)
     write(folder, start(command, weights=weights, processes=1, data=data))
-    train_config(folder, batch=32, epochs=100)
+    train_config(folder, batch=32, num_epochs=100)
     (folder / result[0]).parent.mkdir(exist_ok=True)
     (folder / result[0]).write_text(result[1])
 

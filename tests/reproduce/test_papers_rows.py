@@ -10,6 +10,7 @@ from pretend_runs import experiment, linear, pretraining, probed, svm
 from reports import measured, report, row, rows
 
 from vissl_barlow.reproduce.__main__ import main
+from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.report import csv_row
 from vissl_barlow.reproduce.report_tables import left_out, report_table
 from vissl_barlow.reproduce.runs import find_runs
@@ -34,6 +35,25 @@ def test_another_trunk_or_other_classes_are_not_the_papers_row(tmp_path, main_ru
     """Whatever the command says: the resolved config decides."""
     resolve_as(linear(tmp_path / "runs" / "a", main_run, 73.0), **model)
     assert {key[0] for key in measured(report(tmp_path))} == {"others"}
+
+
+def test_a_run_of_an_edited_config_is_no_run_of_the_shipped_one(tmp_path):
+    """Nor is one of a version with other values: the command is the same."""
+    shipped = compose_config(f"{PRETRAIN_GROUP}/digits_quickstart").OPTIMIZER.weight_decay
+    for seed, decay in enumerate((shipped, shipped, 0.5)):
+        folder = experiment(tmp_path, "table6", "Baseline", "digits", seed=seed)
+        path = probed(folder, 0.9 - decay) / "train_config.yaml"
+        # VISSL's rates are those of the batch.
+        rates = {"lr": {"start_value": 2.0, "auto_lr_scaling": {"base_value": 4.0}}}
+        optimizer = {"weight_decay": decay, "param_schedulers": rates}
+        path.write_text(
+            yaml.safe_dump({**yaml.safe_load(path.read_text()), "OPTIMIZER": optimizer})
+        )
+    table = report_table("table6", "digits", find_runs(tmp_path))
+    assert {row.label: len(row.runs) for row in table.rows if row.runs} == {
+        "Baseline": 2,
+        "Baseline, config.OPTIMIZER.weight_decay=0.5": 1,
+    }
 
 
 @pytest.mark.parametrize(("name", "point"), [("figure4", "16"), ("table5", "Baseline")])

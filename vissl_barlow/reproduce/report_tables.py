@@ -181,8 +181,10 @@ def study_table(
     """A study of section 4 or 5 on `data`; `overrides` and `linear` as in `report_table`."""
     study = load_study(name, data)
     base = BASES[data]
+    # Else as many processes as the machine has, and nobody knows the batch of all.
+    typed = [*(["config.DISTRIBUTED.NUM_PROC_PER_NODE=1"] if data == OWN else []), *overrides]
     changed = (
-        _changed(f"{PRETRAIN_GROUP}/{base}", overrides)
+        _changed(f"{PRETRAIN_GROUP}/{base}", typed)
         or _changed(LINEAR_EVALUATION, linear)
         # Which of them a run began with, its row says.
         or any(word.lstrip("+").startswith(f"{WEIGHTS}=") for word in overrides)
@@ -225,7 +227,7 @@ def study_table(
                 ]
                 reference = {"probe": fmean(untrained)} if untrained else {}
                 rows += per_figure(row, reference, figures=("probe",))
-    title = _with(study.title + TITLE_SUFFIX[data], f"{PRETRAIN_GROUP}/{base}", overrides)
+    title = _with(study.title + TITLE_SUFFIX[data], f"{PRETRAIN_GROUP}/{base}", typed)
     title = _with(title, LINEAR_EVALUATION, linear, "evaluated with")
     compared = tuple(run for each in tried.values() for _, runs in each for run in runs)
     return ReportTable(name, data, title, _with_distinct_labels(rows), study.x_label, compared)

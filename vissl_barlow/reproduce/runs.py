@@ -19,8 +19,8 @@ from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, file_sha256
 from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.departures import (
     begun_from,
+    config_departures,
     data_departures,
-    model_departures,
     not_the_digits,
     own_images,
 )
@@ -347,7 +347,7 @@ def read_run(folder: Path, root: Path) -> Run:
     if len(settings) > 1:
         reasons = "; then ".join(describe(each) or "none" for each in settings)
         raise Refused(f"its starts had different settings: {reasons}")
-    departures = set(model_departures(config, commands[-1], of_vissl) if of_vissl else ())
+    departures = set(config_departures(config, commands[-1], of_vissl) if of_vissl else ())
     if config.startswith(PRETRAIN_GROUP):
         departures.update(begun_from(starts))
     data = _data_of(config, settings[0])

@@ -1,6 +1,5 @@
 """What a command line computes: its config, and what it changes of what that config computes."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,13 +14,6 @@ _CHUNK_BATCH_NORM = "config.BARLOW.CHUNK_BATCH_NORM="
 _DETECTION_OPTIONS = (
     *("--num-gpus", "--config-file", "--num-machines", "--machine-rank", "--dist-url"),
 )
-# Overrides that decide trunk and heads, groups included.
-_OF_THE_MODEL = re.compile(r"\+*(config\.MODEL\.(TRUNK|HEAD)\.|config/)")
-
-
-def decides_the_model(override: str) -> bool:
-    """Whether an override is of the trunk or the heads."""
-    return _OF_THE_MODEL.match(override) is not None
 
 
 def is_irrelevant(key: str) -> bool:
