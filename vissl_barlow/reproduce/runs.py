@@ -268,7 +268,11 @@ def _repeats(runs: Iterable[Run]) -> dict[Run, Run]:
     for run in sorted(finished, key=lambda run: run.starts[-1]["started"], reverse=True):
         weights = run.weights and (run.weights_sha256 or run.weights["path"])
         data = run.starts[-1].get("data") or {}
-        images = tuple(str(split.get("paths")) for split in data.values())
+        # Of one place others may be read, where a report of `own` was renamed and made anew.
+        images = tuple(
+            (str(split.get("paths")), split["images"], split.get("classes"))
+            for split in data.values()
+        )
         same = (run.config, run.settings, run.departures, run.seed, weights, images)
         if last.setdefault(same, run) is not run:
             repeats[run] = last[same]
