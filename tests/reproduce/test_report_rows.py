@@ -9,6 +9,7 @@ from reports import measured, report, row, rows
 
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce.__main__ import main
+from vissl_barlow.reproduce.report import _panels
 from vissl_barlow.reproduce.report_tables import left_out, report_table
 from vissl_barlow.reproduce.runs import find_runs
 
@@ -281,3 +282,25 @@ def test_a_seed_that_was_run_twice_counts_once(tmp_path, main_run):
     assert of_table_1() == ("73.0", told)
     linear(tmp_path / "c", main_run, 74.0, seed=1)
     assert of_table_1() == ("73.5 ± 0.7 (2 runs)", told)
+
+
+def test_a_figure_joins_no_points_of_runs_that_depart_otherwise(tmp_path):
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"w")
+    for folder, point, accuracy, begun in (
+        ("a", "0.005", 0.9, None),
+        ("b", "0.02", 0.8, None),
+        ("c", "0.005", 0.5, weights),
+    ):
+        run = experiment(tmp_path / folder, "figure5", point, "digits", weights=begun)
+        probed(run, accuracy)
+    panels = _panels(report_table("figure5", "digits", find_runs(tmp_path)))
+    points = {
+        label: [(point, *values) for point, values, _ in each if values]
+        for label, each in panels.items()
+    }
+    digest = file_sha256(weights)[:12]
+    assert points == {
+        "lambda": [("0.005", 90.0), ("0.02", 80.0)],
+        f"lambda, begun from w.pth, sha256 {digest}": [("0.005", 50.0)],
+    }

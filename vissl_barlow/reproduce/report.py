@@ -138,19 +138,31 @@ def write_table(table: ReportTable, out: Path, root: Path) -> Mapping[str, Path]
             return table.pictures
         draw_curves(picture, {in_picture(k): v for k, v in table.curves.items()}, title)
     elif table.name.startswith("figure"):
-        draw_accuracies(picture, _panels(table), table.x_label, y_label, title)
+        panels = _panels(table)
+        draw_accuracies(picture, panels, next(iter(panels)), y_label, title)
     else:
         draw_comparison(picture, _dots(table), y_label, title)
     return {table.title: picture, **table.pictures}
 
 
 def _panels(table: ReportTable) -> dict[str, list[tuple[str, Sequence[float], float | None]]]:
-    """A figure's points by series: value on the axis, the runs' accuracies, the paper's."""
+    """A figure's points by the label of their axis: value on it, the runs' accuracies, the paper's.
+
+    Of runs that depart otherwise, on other images say, each series has a panel of its own: a line joins
+    one experiment's points.
+    """
+    rows = [row for row in table.rows if row.figure in ("top-1", "probe")]
+    departures: dict[str, dict[str, None]] = {}
+    for row in rows:
+        departures.setdefault(row.series, {}).update({row.departures: None} if row.values else {})
     panels: dict[str, list[tuple[str, Sequence[float], float | None]]] = {}
-    for row in table.rows:
-        if row.figure in ("top-1", "probe"):
-            paper = row.reference if table.data == IMAGENET else None
-            panels.setdefault(row.series, []).append((row.point, row.values, paper))
+    for row in rows:
+        paper = row.reference if table.data == IMAGENET else None
+        # What nobody ran is a place on each axis.
+        for more in (row.departures,) if row.values else departures[row.series] or ("",):
+            axis = table.x_label if row.series == rows[0].series else row.series
+            label = in_picture(axis + more, 60)
+            panels.setdefault(label, []).append((row.point, row.values, paper))
     return panels
 
 

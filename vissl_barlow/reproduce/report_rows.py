@@ -56,6 +56,12 @@ class ReportRow:
         return self.ours - self.reference
 
     @property
+    def departures(self) -> str:
+        """What the runs and their pretrainings depart in, as a label ends; "" for nothing."""
+        runs = (*self.runs[:1], *self.pretrainings[:1])
+        return "".join(f", {each}" for each in sorted(set().union(*(r.departures for r in runs))))
+
+    @property
     def measured(self) -> str:
         """Our number as a table shows it: with its spread, and how many runs of those wanted."""
         if self.ours is None:
