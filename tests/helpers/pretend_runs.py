@@ -12,6 +12,7 @@ from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.studies import load_study
 from vissl_barlow.reproduce.studies import pretraining as pretraining_overrides
+from vissl_barlow.run_files import UNTRAINED
 
 V100 = "Tesla V100-SXM2-32GB"
 FIRST_START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -102,9 +103,9 @@ def experiment(
     return pretraining(folder, config, *overrides, **{**sizes, "seed": seed, **options})
 
 
-def probed(folder: Path, accuracy: float) -> Path:
-    """Adds the probe's result at the end of a pretraining on the digits."""
-    found = {"pretrained trunk": accuracy, "untrained trunk": 0.3, "pixels": 0.95}
+def probed(folder: Path, accuracy: float, first: str = UNTRAINED) -> Path:
+    """Adds the probe's result at the end of a pretraining on the digits, whose trunk was `first`."""
+    found = {"pretrained trunk": accuracy, first: 0.3, "pixels": 0.95}
     (folder / "barlow_probe.json").write_text(json.dumps(found))
     return folder
 

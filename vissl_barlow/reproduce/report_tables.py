@@ -33,6 +33,7 @@ from vissl_barlow.reproduce.studies import (
     study_names,
 )
 from vissl_barlow.reproduce.transfer import OWN, Row, load_table, table_names
+from vissl_barlow.run_files import UNTRAINED
 
 TITLE_SUFFIX = {
     IMAGENET: "",
@@ -222,9 +223,7 @@ def study_table(
                 row = replace(row, pretrainings=found.pretrainings_of(runs))
                 rows += per_figure(row, {} if changed else experiment.paper)
             else:
-                untrained = [
-                    r.result["untrained trunk"] for r in runs if "untrained trunk" in r.result
-                ]
+                untrained = [r.result[UNTRAINED] for r in runs if UNTRAINED in r.result]
                 reference = {"probe": fmean(untrained)} if untrained else {}
                 rows += per_figure(row, reference, figures=("probe",))
     title = _with(study.title + TITLE_SUFFIX[data], f"{PRETRAIN_GROUP}/{base}", typed)
