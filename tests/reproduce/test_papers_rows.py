@@ -173,6 +173,19 @@ def test_linear_classifiers_on_several_layers_keep_their_numbers_apart(tmp_path,
     ]
 
 
+def test_an_evaluation_without_a_result_is_told(tmp_path, main_run):
+    """A mean may be of fewer seeds than were begun."""
+    done, begun = (
+        linear(tmp_path / "runs" / n, main_run, 72.0, seed=i) for i, n in enumerate("ab")
+    )
+    (begun / "metrics.json").unlink()
+    found = find_runs(tmp_path / "runs")
+    table = report_table("table1", "imagenet", found)
+    assert [row.runs[0].folder for row in table.rows if row.runs] == [done, done]
+    told = left_out(found, [table])
+    assert list(told) == [begun] and "imagenet1k_linear without a result" in told[begun]
+
+
 def test_a_mean_says_the_seeds_of_its_pretrainings(tmp_path):
     """All their evaluations have the same one."""
     for seed in (0, 1):

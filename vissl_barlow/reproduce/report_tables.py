@@ -387,7 +387,13 @@ def left_out(found: Runs, tables: Iterable[ReportTable]) -> dict[Path, str]:
         run.folder: f"the same as {other.folder}, with the same seed {run.seed}: that one counts"
         for run, other in found.repeats.items()
     }
-    return {**found.left_out, **reasons, **again}
+    without = {
+        run.folder: f"{config_name(run)} without a result: it has not come to its end, or its end was "
+        "not tested"
+        for run in found.runs
+        if not run.result and not run.pretrains
+    }
+    return {**found.left_out, **reasons, **again, **without}
 
 
 def _why_left_out(run: Run, found: Runs) -> str:
