@@ -11,6 +11,8 @@ CONFIG_FILE = "train_config.yaml"  # VISSL's
 NEXT_CONFIG_FILE = "train_config.next.yaml"
 METRICS_FILE = "barlow.jsonl"
 PROBE_FILE = "barlow_probe.json"
+# What the probe calls the trunk before its first step: of a random start, and with a file's weights.
+UNTRAINED, AT_ITS_START = "untrained trunk", "trunk at its start"
 FIGURE_FILE = "barlow.png"
 MAP_FILE = "barlow_map.png"
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import yaml
 
 from vissl_barlow.provenance import file_sha256
-from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP
+from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.studies import load_study
 from vissl_barlow.reproduce.studies import pretraining as pretraining_overrides
+from vissl_barlow.run_files import UNTRAINED
 
 V100 = "Tesla V100-SXM2-32GB"
 FIRST_START = datetime(2026, 11, 1, tzinfo=UTC)
@@ -49,12 +50,9 @@ def write(folder: Path, *starts: dict) -> Path:
     return folder
 
 
-def train_config(folder: Path, *, batch: int, epochs: int) -> None:
+def train_config(folder: Path, *, batch: int, **optimizer: int) -> None:
     """VISSL's resolved config, as far as results depend on it."""
-    resolved = {
-        "DATA": {"TRAIN": {"BATCHSIZE_PER_REPLICA": batch}},
-        "OPTIMIZER": {"num_epochs": epochs},
-    }
+    resolved = {"DATA": {"TRAIN": {"BATCHSIZE_PER_REPLICA": batch}}, "OPTIMIZER": optimizer}
     (folder / "train_config.yaml").write_text(yaml.safe_dump(resolved))
 
 
@@ -65,7 +63,7 @@ def pretraining(
     its own."""
     command = vissl_command(f"{PRETRAIN_GROUP}/{config}", *overrides)
     write(folder, start(command, processes=processes, **{"hours": 124.0, **options}))
-    train_config(folder, batch=batch, epochs=1000)
+    train_config(folder, batch=batch)
     for name in (
         "checkpoint.torch",
         *(["model_final_checkpoint_phase999.torch"] if finished else []),
@@ -105,9 +103,9 @@ def experiment(
     return pretraining(folder, config, *overrides, **{**sizes, "seed": seed, **options})
 
 
-def probed(folder: Path, accuracy: float) -> Path:
-    """Adds the probe's result at the end of a pretraining on the digits."""
-    found = {"pretrained trunk": accuracy, "untrained trunk": 0.3, "pixels": 0.95}
+def probed(folder: Path, accuracy: float, first: str = UNTRAINED) -> Path:
+    """Adds the probe's result at the end of a pretraining on the digits, whose trunk was `first`."""
+    found = {"pretrained trunk": accuracy, first: 0.3, "pixels": 0.95}
     (folder / "barlow_probe.json").write_text(json.dumps(found))
     return folder
 
@@ -131,9 +129,11 @@ def linear(
     if weights is not None and weights.is_dir():
         weights = weights / "checkpoint.torch"
     write(folder, start(vissl_command(config, *overrides), weights=weights, **options))
-    train_config(folder, batch=batch, epochs=100)
+    deciding = [word for word in overrides if "config/" in word or ".num_epochs=" in word]
+    epochs = compose_config(config, tuple(deciding)).OPTIMIZER.num_epochs
+    train_config(folder, batch=batch, num_epochs=epochs)
     meter = {"top_1": {"res5avg": top_1}, "top_5": {"res5avg": top_1 + 18}}
-    last = {"train_phase_idx": 99, "test_accuracy_list_meter": meter}
+    last = {"train_phase_idx": epochs - 1, "test_accuracy_list_meter": meter}
     (folder / "metrics.json").write_text(json.dumps(last) + "\n")
     return folder
 
@@ -144,7 +144,7 @@ def svm(
     """VOC07's SVMs, on the features of a layer."""
     command = vissl_command(f"benchmark/vissl_barlow/{config}", module="tools.train_svm")
     write(folder, start(command, weights=weights, processes=1, **options))
-    train_config(folder, batch=32, epochs=1)
+    train_config(folder, batch=32)
     (folder / layer).mkdir()
     (folder / layer / "test_ap.json").write_text(json.dumps({"mAP": mean_ap}))
     return folder

@@ -6,15 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pretend_runs import start, train_config, vissl_command, write
 from vissl_runs import resolve
 
 from vissl_barlow.checkpoint import save_atomically, to_vissl
 from vissl_barlow.datasets.file_lists import load_list
 from vissl_barlow.overrides import compose_config
-from vissl_barlow.reproduce import commands, report_tables
+from vissl_barlow.reproduce import commands
 from vissl_barlow.reproduce.__main__ import main
-from vissl_barlow.reproduce.own_protocol import LABELS, Protocol, read_pretrained
+from vissl_barlow.reproduce.own_protocol import Protocol, read_pretrained
 from vissl_barlow.resnet import build_trunk
 
 
@@ -323,77 +322,3 @@ def test_vissl_takes_every_command(capsys, tmp_path, images, monkeypatch):
     with pytest.raises(SystemExit):
         main(arguments)
     assert "holds the results of other images than are in" in capsys.readouterr().err
-
-
-def evaluation(folder, name, weights, lists, result, *overrides, images=90):
-    """One run of `own` as it is left."""
-    data = {
-        "train": {"images": images, "classes": 3, "paths": [], "source": "disk_filelist"},
-        "test": {
-            "images": 10,
-            "classes": 3,
-            "paths": [f"{lists}/test_images.npy"],
-            "source": "disk_filelist",
-        },
-    }
-    command = vissl_command(f"benchmark/vissl_barlow/own_{name}", *overrides)
-    write(folder, start(command, weights=weights, processes=1, data=data))
-    train_config(folder, batch=32, epochs=100)
-    (folder / result[0]).parent.mkdir(exist_ok=True)
-    (folder / result[0]).write_text(result[1])
-
-
-def test_the_report_has_the_untrained_trunk_beside_each_number(tmp_path, capsys):
-    weights = checkpoint(tmp_path / "c.pth")
-    out = tmp_path / "report" / "own"
-    for trunk, top_1, m_ap in ((weights, 81.25, 0.9), (None, 40.0, 0.5)):
-        name = "pretrained" if trunk else "untrained"
-        neighbours = f'{{"top_1": {top_1}, "top_5": 100.0, "neighbours": 5, "images": 10}}'
-        evaluation(out / "knn" / name, "knn", trunk, out, ("knn_res5avg.json", neighbours))
-        mean = ("res5avg/test_ap.json", f'{{"mAP": {m_ap}}}')
-        evaluation(out / "svm" / name, "svm", trunk, out, mean)
-        for share in LABELS:
-            meter = '{"train_phase_idx": 99, "test_accuracy_list_meter": {"top_1": {"0": %s}}}'
-            evaluation(
-                out / f"semi_{share}pct" / name,
-                "semi",
-                trunk,
-                out,
-                ("metrics.json", meter % (top_1 - share)),
-                f"config.DATA.TRAIN.DATASET_NAMES=[own_{share}pct]",
-                images=9,
-            )
-    assert main(["own", "--list"]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""  # nothing is in no table
-    lines = (tmp_path / "report" / "own.md").read_text().splitlines()
-    assert lines[0] == "**Own images, NOT the paper's: 90 training and 10 test images**"
-    assert [line.split(" | config")[0].split(" own_")[0] for line in lines[2:]] == [
-        "|  | figure | untrained trunk | ours | difference",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| k-NN | top-1 | 40.0 | 81.2 | +41.2 |",
-        "| k-NN | top-5 | 100.0 | 100.0 | +0.0 |  |  |  |  |",
-        "| 1% of the labels | top-1 | 39.0 | 80.2 | +41.2 |",
-        "| 10% of the labels | top-1 | 30.0 | 71.2 | +41.2 |",
-        "| SVM | mAP | 50.0 | 90.0 | +40.0 |",
-    ]
-
-
-def test_two_checkpoints_and_two_folders_are_told_apart(tmp_path, monkeypatch):
-    # The paper's tables are other tests', and take their time.
-    monkeypatch.setattr(report_tables, "study_names", list)
-    monkeypatch.setattr(report_tables, "table_names", list)
-    for number, (name, lists) in enumerate((("one", "x"), ("two", "x"), ("two", "y"))):
-        weights = tmp_path / f"{name}.pth"
-        weights.write_text(name)
-        result = ("knn_res5avg.json", f'{{"top_1": {number}.5, "top_5": 99.0}}')
-        evaluation(tmp_path / "runs" / str(number), "knn", weights, tmp_path / lists, result)
-    assert main(["report", "runs"]) == 0
-    page = (tmp_path / "report" / "report.html").read_text()
-    assert "Own images, NOT the paper" in page and "0 of the paper" in page
-    assert not (tmp_path / "report" / "others.md").exists()
-    table = (tmp_path / "report" / "own.md").read_text()
-    labels = [line.split(" | ")[0] for line in table.splitlines() if "| top-1 |" in line]
-    assert len(labels) == len(set(labels)) == 3
-    assert sum("one.pth, sha256 " in label for label in labels) == 1
-    assert sum(f"{tmp_path}/y" in label for label in labels) == 1

@@ -11,7 +11,7 @@ from pretend_runs import pretraining, probed
 from vissl_barlow.reproduce import report_tables
 from vissl_barlow.reproduce.__main__ import main
 from vissl_barlow.reproduce.batch import global_batch
-from vissl_barlow.reproduce.departures import model_departures
+from vissl_barlow.reproduce.departures import config_departures
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
 from vissl_barlow.reproduce.runs import find_runs
 from vissl_barlow.reproduce.studies import BASE, load_study, study_names
@@ -113,9 +113,9 @@ def test_what_the_config_leaves_open_is_no_departure():
     trunk = {"NAME": "barlow_resnet", "RESNETS": {"DEPTH": 18, "WIDTH_MULTIPLIER": 0.5}}
     resolved = {"MODEL": {"TRUNK": trunk, "HEAD": {"PARAMS": heads}}}
     typed = "config.MODEL.HEAD.PARAMS.0.1.dims=[512,512,512]"
-    assert list(model_departures(config, [typed], resolved)) == []
+    assert list(config_departures(config, [typed], resolved)) == []
     heads[0][1]["dims"] = [512, 512, 64]
-    assert len(list(model_departures(config, [typed], resolved))) == 1
+    assert len(list(config_departures(config, [typed], resolved))) == 1
     assert global_batch(config) is None
 
 
@@ -138,6 +138,9 @@ def test_the_report_says_whose_images(tmp_path, monkeypatch):
         "Baseline, 90 images in 3 classes of /x": (pytest.approx(50), pytest.approx(70)),
         "Baseline, 90 images in 3 classes of /y": (pytest.approx(90),),
     }
+    batch = ["config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=32"]
+    other = report_tables.study_table("table5", OWN, find_runs(tmp_path / "runs"), batch)
+    assert other.title == f"{table.title}, with global batch=32"
     # Nor are they among ImageNet's curves, with names that can be written.
     figure = report_tables.training_table
     monkeypatch.setattr(report_tables, "study_names", list)

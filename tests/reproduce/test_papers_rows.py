@@ -1,15 +1,21 @@
 """What is not the paper's experiment is in no row of the paper's, and every row has its own label."""
 
+import hashlib
+import json
 import shutil
 
 import pytest
 import yaml
-from pretend_runs import experiment, linear, pretraining, svm
+from pretend_runs import experiment, linear, pretraining, probed, svm
 from reports import measured, report, row, rows
 
 from vissl_barlow.reproduce.__main__ import main
-from vissl_barlow.reproduce.report_tables import report_table
+from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
+from vissl_barlow.reproduce.report import csv_row
+from vissl_barlow.reproduce.report_tables import left_out, report_table
 from vissl_barlow.reproduce.runs import find_runs
+from vissl_barlow.reproduce.studies import BASE
+from vissl_barlow.run_files import AT_ITS_START
 
 
 def resolve_as(folder, **model):
@@ -30,6 +36,25 @@ def test_another_trunk_or_other_classes_are_not_the_papers_row(tmp_path, main_ru
     """Whatever the command says: the resolved config decides."""
     resolve_as(linear(tmp_path / "runs" / "a", main_run, 73.0), **model)
     assert {key[0] for key in measured(report(tmp_path))} == {"others"}
+
+
+def test_a_run_of_an_edited_config_is_no_run_of_the_shipped_one(tmp_path):
+    """Nor is one of a version with other values: the command is the same."""
+    shipped = compose_config(f"{PRETRAIN_GROUP}/digits_quickstart").OPTIMIZER.weight_decay
+    for seed, decay in enumerate((shipped, shipped, 0.5)):
+        folder = experiment(tmp_path, "table6", "Baseline", "digits", seed=seed)
+        path = probed(folder, 0.9 - decay) / "train_config.yaml"
+        # VISSL's rates are those of the batch.
+        rates = {"lr": {"start_value": 2.0, "auto_lr_scaling": {"base_value": 4.0}}}
+        optimizer = {"weight_decay": decay, "param_schedulers": rates}
+        path.write_text(
+            yaml.safe_dump({**yaml.safe_load(path.read_text()), "OPTIMIZER": optimizer})
+        )
+    table = report_table("table6", "digits", find_runs(tmp_path))
+    assert {row.label: len(row.runs) for row in table.rows if row.runs} == {
+        "Baseline": 2,
+        "Baseline, config.OPTIMIZER.weight_decay=0.5": 1,
+    }
 
 
 @pytest.mark.parametrize(("name", "point"), [("figure4", "16"), ("table5", "Baseline")])
@@ -76,6 +101,36 @@ def test_of_another_pretraining_no_number_stands_beside_the_papers(tmp_path):
     assert (found["ours"], found["paper"], found["difference"]) == ("60.0", "", "")
 
 
+def test_a_pretraining_from_weights_is_none_from_a_random_start(tmp_path):
+    """Nor is one from other weights in the same place, which is all that a command tells."""
+    weights = tmp_path / "supervised.pth"
+    word = f"config.MODEL.WEIGHTS_INIT.PARAMS_FILE={weights}"
+    probed(experiment(tmp_path / "a", "table6", "Baseline", "digits"), 0.9)
+    for name, accuracy in (("b", 0.5), ("c", 0.6)):
+        weights.write_bytes(name.encode())
+        begun = experiment(tmp_path / name, "table6", "Baseline", "digits", weights=weights)
+        probed(begun, accuracy, AT_ITS_START)
+    table = report_table("table6", "digits", find_runs(tmp_path))
+    label = "Baseline, begun from supervised.pth, sha256"
+    digests = [hashlib.sha256(name).hexdigest()[:12] for name in (b"b", b"c")]
+    # Nor was their trunk ever the untrained one, which is the table's reference.
+    assert {row.label: (row.ours, row.reference) for row in table.rows if row.runs} == {
+        "Baseline": (90.0, 30.0),
+        f"{label} {digests[0]}": (50.0, None),
+        f"{label} {digests[1]}": (60.0, None),
+    }
+    # ImageNet's are left out, or stand, where they are asked for, beside no number of the paper's.
+    linear(tmp_path / "d", pretraining(tmp_path / "e", BASE, weights=weights), 80.0)
+    found = find_runs(tmp_path)
+    plain = report_table("table6", "imagenet", found)
+    assert not any(row.runs for row in plain.rows)
+    why = left_out(found, [plain])[tmp_path / "d"]
+    assert f"of a pretraining with begun from supervised.pth, sha256 {digests[1]}" in why
+    asked = report_table("table6", "imagenet", found, [word]).rows
+    shown = [(row.label, row.ours, row.reference) for row in asked if row.runs]
+    assert shown[0] == (f"{label} {digests[1]}", 80.0, None) and len(shown) == 2
+
+
 def test_a_variant_stands_in_its_table_beside_no_number_of_the_papers(tmp_path, main_run):
     name = "benchmark/vissl_barlow/imagenet1k_semi_1pct_released"
     assert "released" not in "".join(r["label"] for r in rows(report(tmp_path), "table2"))
@@ -101,6 +156,44 @@ def test_svms_on_several_layers_are_no_result(tmp_path, main_run):
     folder = svm(tmp_path / "runs" / "a", main_run / "checkpoint.torch", 0.861)
     shutil.copytree(folder / "res5", folder / "res4")
     assert row(report(tmp_path), "table3", "VOC07", "mAP")["ours"] == ""
+
+
+def test_linear_classifiers_on_several_layers_keep_their_numbers_apart(tmp_path, main_run):
+    layers = "config.MODEL.FEATURE_EVAL_SETTINGS.LINEAR_EVAL_FEAT_POOL_OPS_MAP=[[res4,x],[res5,x]]"
+    folder = linear(tmp_path / "runs" / "a", main_run, 0, layers)
+    meter = {"top_1": {"res4": 60.0, "res5": 72.0}, "top_5": {"res4": 80.0, "res5": 90.0}}
+    last = {"train_phase_idx": 99, "test_accuracy_list_meter": meter}
+    (folder / "metrics.json").write_text(json.dumps(last))
+    table = report_table("table1", "imagenet", find_runs(tmp_path / "runs"), [layers])
+    assert [(row.figure, row.ours) for row in table.rows if row.runs] == [
+        ("top-1, res4", 60.0),
+        ("top-1, res5", 72.0),
+        ("top-5, res4", 80.0),
+        ("top-5, res5", 90.0),
+    ]
+
+
+def test_an_evaluation_without_a_result_is_told(tmp_path, main_run):
+    """A mean may be of fewer seeds than were begun."""
+    done, begun = (
+        linear(tmp_path / "runs" / n, main_run, 72.0, seed=i) for i, n in enumerate("ab")
+    )
+    (begun / "metrics.json").unlink()
+    found = find_runs(tmp_path / "runs")
+    table = report_table("table1", "imagenet", found)
+    assert [row.runs[0].folder for row in table.rows if row.runs] == [done, done]
+    told = left_out(found, [table])
+    assert list(told) == [begun] and "imagenet1k_linear without a result" in told[begun]
+
+
+def test_a_mean_says_the_seeds_of_its_pretrainings(tmp_path):
+    """All their evaluations have the same one."""
+    for seed in (0, 1):
+        run = experiment(tmp_path, "table6", "Baseline", "imagenet", seed=seed)
+        linear(run / "linear", run, 71.0)
+    table = report_table("table6", "imagenet", find_runs(tmp_path))
+    (top_1, _) = (csv_row(table, row, tmp_path) for row in table.rows if row.runs)
+    assert (top_1["runs"], top_1["seeds"], top_1["pretraining_seeds"]) == (2, "0 0", "0 1")
 
 
 def test_every_row_has_a_label_of_its_own(tmp_path):

@@ -112,6 +112,28 @@ def test_a_probe_whose_weights_are_gone_is_refused(tmp_path, capsys):
     (folder / "checkpoint.torch").unlink()
     assert measured(report(tmp_path, status=1)) == {}
     assert "no checkpoint.torch" in capsys.readouterr().err
+    # By the study's own command too: its row is empty, and it does not run again.
+    arguments = [
+        "table5",
+        "--data",
+        "digits",
+        "--only",
+        "Baseline",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    assert main(arguments) == 1
+    assert "no checkpoint.torch" in capsys.readouterr().err
+
+
+def test_more_folders_than_one_are_not_passed_over(tmp_path, main_run, capsys):
+    """As a shell writes `runs/*`."""
+    others = [str(tmp_path / "runs" / "b"), "config.A=1"]
+    with pytest.raises(SystemExit) as stopped:
+        main(["report", str(main_run), *others, "--out", str(tmp_path / "report")])
+    assert stopped.value.code == 2
+    assert f"{' '.join(others)}: the report is of one RUNS_DIR" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
 
 
 def test_vissls_failed_svms_are_no_result(tmp_path, main_run, capsys):

@@ -9,6 +9,7 @@ from reports import measured, report, row, rows
 
 from vissl_barlow.provenance import file_sha256
 from vissl_barlow.reproduce.__main__ import main
+from vissl_barlow.reproduce.report import _panels
 from vissl_barlow.reproduce.report_tables import left_out, report_table
 from vissl_barlow.reproduce.runs import find_runs
 
@@ -196,6 +197,16 @@ def test_figure_1_has_every_pretraining_under_a_name_of_its_own(tmp_path):
     }
 
 
+def test_runs_below_its_own_folder_count(tmp_path, main_run, monkeypatch):
+    """A study's are in `report/`, which is also where the report goes where nothing else is said."""
+    monkeypatch.chdir(tmp_path)
+    linear(tmp_path / "runs" / "evaluated", main_run, 72.0)
+    probed(experiment(tmp_path / "report", "table5", "Baseline", "digits"), 0.97)
+    for folder, expected in ((".", {72.0, 90.0, 97.0}), ("report/digits", {97.0})):
+        assert main(["report", folder]) == 0
+        assert set(measured(tmp_path / "report").values()) == expected
+
+
 def test_its_own_folder_may_lie_among_the_runs(tmp_path, main_run):
     linear(tmp_path / "runs" / "evaluated", main_run, 72.0)
     arguments = ["report", str(tmp_path / "runs"), "--out", str(tmp_path / "runs" / "report")]
@@ -271,3 +282,25 @@ def test_a_seed_that_was_run_twice_counts_once(tmp_path, main_run):
     assert of_table_1() == ("73.0", told)
     linear(tmp_path / "c", main_run, 74.0, seed=1)
     assert of_table_1() == ("73.5 ± 0.7 (2 runs)", told)
+
+
+def test_a_figure_joins_no_points_of_runs_that_depart_otherwise(tmp_path):
+    weights = tmp_path / "w.pth"
+    weights.write_bytes(b"w")
+    for folder, point, accuracy, begun in (
+        ("a", "0.005", 0.9, None),
+        ("b", "0.02", 0.8, None),
+        ("c", "0.005", 0.5, weights),
+    ):
+        run = experiment(tmp_path / folder, "figure5", point, "digits", weights=begun)
+        probed(run, accuracy)
+    panels = _panels(report_table("figure5", "digits", find_runs(tmp_path)))
+    points = {
+        label: [(point, *values) for point, values, _ in each if values]
+        for label, each in panels.items()
+    }
+    digest = file_sha256(weights)[:12]
+    assert points == {
+        "lambda": [("0.005", 90.0), ("0.02", 80.0)],
+        f"lambda, begun from w.pth, sha256 {digest}": [("0.005", 50.0)],
+    }

@@ -19,8 +19,10 @@ DETECTION = ["python", "-m", "vissl_barlow.detection", "--resume"]
         (
             ["config=a", "+config/x/overlays=digits", "~config.LOSS"],
             "a",
-            "config/x/overlays=digits",
+            "config/x/overlays=digits, ~config.LOSS",
         ),
+        # Hydra takes the last, and a run of the other order is another.
+        (["config=a", "config.A=1", "++config.A=2", "config.B=3"], "a", "config.A=2, config.B=3"),
         (["config=a", "config.DATA.TRAIN.DATA_PATHS=[/x]", "config.SEED_VALUE=3"], "a", ""),
         (["config=a", "config.CHECKPOINT.DIR='/a=b'", "config.SLURM.PARTITION=p"], "a", ""),
         (["config=a", "config.DATA.TRAIN.DATA_LIMIT=9"], "a", "config.DATA.TRAIN.DATA_LIMIT=9"),

@@ -37,9 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.name == "report":
             return report.run(options)
         status = options.run(options.name, options)
-        if not options.dry_run:
-            report.report_one(options.name, options)
-        return status
+        return status if options.dry_run else max(status, report.report_one(options.name, options))
     except ValueError as error:
         parser.error(str(error))
     except KeyboardInterrupt:

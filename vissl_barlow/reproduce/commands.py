@@ -28,7 +28,7 @@ from vissl_barlow.reproduce.folders import LeftOut, Refused
 from vissl_barlow.reproduce.overrides import fill, override
 from vissl_barlow.reproduce.results import is_finished
 from vissl_barlow.reproduce.runs import expected_settings, has_batch, read_run
-from vissl_barlow.reproduce.settings import BATCH, DETECTION, config_of, describe
+from vissl_barlow.reproduce.settings import BATCH, DETECTION, WEIGHTS, config_of, describe
 from vissl_barlow.reproduce.studies import (
     DIGITS,
     IMAGENET,
@@ -277,8 +277,7 @@ def run_study(name: str, options: argparse.Namespace) -> int:
     if not options.list:
         folders = ["config.CHECKPOINT.DIR"]
         _refuse_keys([*folders, "config.SEED_VALUE"], options.overrides, "--out and --seeds")
-        weights = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE"
-        _refuse_keys([*folders, weights], options.linear, "the study, for each evaluation")
+        _refuse_keys([*folders, WEIGHTS], options.linear, "the study, for each evaluation")
     study = load_study(name, options.data)
     chosen = [
         e for e in study.experiments if options.only.lower() in f"{e.series} {e.name}".lower()

@@ -1,10 +1,13 @@
-"""What a run is otherwise than its command says: trunk and heads, and the images it read.
+"""What a run is otherwise than its command says: its config, the images it read, and the weights that
+a pretraining began with.
 
 Such a run is none of the paper's experiments, whatever was typed.
 """
 
 import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,12 +16,16 @@ from omegaconf import OmegaConf
 
 from vissl_barlow.own_images.choices import AUTO
 from vissl_barlow.paths import config_folder
-from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config
-from vissl_barlow.reproduce.settings import decides_the_model
+from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config, leaves
+from vissl_barlow.reproduce.settings import is_irrelevant
 
 # What provenance calls the digits.
 DIGITS_SOURCE = "barlow_digits"
-_WIDTH = "TRUNK.RESNETS.WIDTH_MULTIPLIER"
+HASH_CHARS = 12
+# VISSL's default is 1.
+_WIDTH = "config.MODEL.TRUNK.RESNETS.WIDTH_MULTIPLIER"
+# VISSL puts rates in proportion to the batch, by the `auto_lr_scaling` beside them.
+_SCALED_RATE = re.compile(r"config\.OPTIMIZER\.param_schedulers\.\w+\.\w*values?")
 
 
 @functools.cache
@@ -28,39 +35,52 @@ def data_sets() -> dict[str, dict[str, dict[str, int]]]:
     return yaml.safe_load((config_folder("benchmark_configs") / "datasets.yaml").read_text())
 
 
-def model_departures(
+def config_departures(
     config: str, command: Sequence[str], resolved: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Trunk and heads of a `resolved` config that are not those of `config` with the command's
-    overrides, as KEY=VALUE."""
-    overrides = tuple(filter(decides_the_model, command))
+    """What a `resolved` config has otherwise than `config` with the command's overrides, as KEY=VALUE:
+    it was run by another version of the shipped config, or by one that somebody edited.
+
+    Keys that the one or the other does not have are of another version, or VISSL's own defaults.
+    """
+    overrides = tuple(filter(None, map(_as_composed, command)))
     try:
         composed: Any = OmegaConf.to_container(compose_config(config, overrides))
     except HydraException:  # a config of the user's own, which is no row of the paper's
         return
-    for key in ("TRUNK.NAME", "TRUNK.RESNETS.DEPTH", _WIDTH, "HEAD.PARAMS"):
-        found, expected = _value(resolved, key), _value(composed, key)
-        if expected is None and key == _WIDTH:  # as VISSL leaves it
-            expected = 1
+    for key, expected in {_WIDTH: 1, **dict(leaves(composed, "config"))}.items():
+        if is_irrelevant(key) or _SCALED_RATE.fullmatch(key):
+            continue
+        found = _value(resolved, key.removeprefix("config."))
         if None not in (found, expected) and not _fits(found, expected):
-            yield f"config.MODEL.{key}={found}"
+            yield f"{key}={found}"
+
+
+def _as_composed(word: str) -> str | None:
+    """A word of a command as it overrides a shipped config, which states no more than its difference
+    from VISSL's defaults; None for what does not change what is computed."""
+    override = word.lstrip("+")
+    if override.startswith("config.") and not is_irrelevant(override.partition("=")[0]):
+        return f"++{override}"
+    return word if override.startswith("config/") else None
 
 
 def _fits(found: Any, expected: Any) -> bool:
-    """Whether they are the same, but for what the config leaves to be chosen."""
+    """Whether they are the same, but for what the config leaves to be chosen, and for what another
+    version did not state."""
     if expected == AUTO:
         return True
     if isinstance(found, list) and isinstance(expected, list):
         return len(found) == len(expected) and all(map(_fits, found, expected))
     if isinstance(found, Mapping) and isinstance(expected, Mapping):
-        same = found.keys() == expected.keys()
-        return same and all(_fits(found[key], expected[key]) for key in found)
+        known = found.keys() <= expected.keys()
+        return known and all(_fits(found[key], expected[key]) for key in found)
     return found == expected
 
 
 def _value(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a dotted key of the model; None where there is none."""
-    value: Any = config.get("MODEL")
+    """The value of a dotted key; None where there is none."""
+    value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
@@ -109,6 +129,19 @@ def own_images(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if found := (start.get("data") or {}).get("train"):
             folders = ", ".join(found.get("paths", ()))
             yield f"{found['images']:,} images{_classes(found)} of {folders}"
+
+
+def begun_from(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Which weights a pretraining began with, as text; none of a random start, the paper's. The command
+    tells the file's place alone, and of another file there is another experiment."""
+    if weights := starts[0]["weights"]:
+        yield f"begun from {file_label(weights)}"
+
+
+def file_label(weights: Mapping[str, str | None]) -> str:
+    """What tells a file of weights, as provenance has it, from others of its name."""
+    digest = (weights["sha256"] or "not noted")[:HASH_CHARS]
+    return f"{Path(weights['path'] or '').name}, sha256 {digest}"
 
 
 def _expected(config: str, split: str) -> Iterator[dict[str, int]]:

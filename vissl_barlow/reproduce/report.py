@@ -22,8 +22,8 @@ from rich.table import Table as ConsoleTable
 from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.figures import draw_accuracies, draw_comparison, draw_curves
 from vissl_barlow.reproduce.commands import add_out, add_paper_weights
+from vissl_barlow.reproduce.departures import HASH_CHARS
 from vissl_barlow.reproduce.report_rows import (
-    HASH_CHARS,
     ReportRow,
     ReportTable,
     config_and_settings,
@@ -109,6 +109,7 @@ def csv_row(table: ReportTable, row: ReportRow, root: Path) -> dict[str, object]
         "hardware": row.hardware,
         "hours": row.hours,
         "seeds": " ".join(str(run.seed) for run in row.runs),
+        "pretraining_seeds": " ".join(str(run.seed) for run in row.pretrainings),
         "folders": ";".join(_relative(run.folder, root) for run in row.runs),
     }
     return {
@@ -137,19 +138,31 @@ def write_table(table: ReportTable, out: Path, root: Path) -> Mapping[str, Path]
             return table.pictures
         draw_curves(picture, {in_picture(k): v for k, v in table.curves.items()}, title)
     elif table.name.startswith("figure"):
-        draw_accuracies(picture, _panels(table), table.x_label, y_label, title)
+        panels = _panels(table)
+        draw_accuracies(picture, panels, next(iter(panels)), y_label, title)
     else:
         draw_comparison(picture, _dots(table), y_label, title)
     return {table.title: picture, **table.pictures}
 
 
 def _panels(table: ReportTable) -> dict[str, list[tuple[str, Sequence[float], float | None]]]:
-    """A figure's points by series: value on the axis, the runs' accuracies, the paper's."""
+    """A figure's points by the label of their axis: value on it, the runs' accuracies, the paper's.
+
+    Of runs that depart otherwise, on other images say, each series has a panel of its own: a line joins
+    one experiment's points.
+    """
+    rows = [row for row in table.rows if row.figure in ("top-1", "probe")]
+    departures: dict[str, dict[str, None]] = {}
+    for row in rows:
+        departures.setdefault(row.series, {}).update({row.departures: None} if row.values else {})
     panels: dict[str, list[tuple[str, Sequence[float], float | None]]] = {}
-    for row in table.rows:
-        if row.figure in ("top-1", "probe"):
-            paper = row.reference if table.data == IMAGENET else None
-            panels.setdefault(row.series, []).append((row.point, row.values, paper))
+    for row in rows:
+        paper = row.reference if table.data == IMAGENET else None
+        # What nobody ran is a place on each axis.
+        for more in (row.departures,) if row.values else departures[row.series] or ("",):
+            axis = table.x_label if row.series == rows[0].series else row.series
+            label = in_picture(axis + more, 60)
+            panels.setdefault(label, []).append((row.point, row.values, paper))
     return panels
 
 
@@ -221,12 +234,18 @@ def run(options: argparse.Namespace) -> int:
     were refused.
 
     Raises:
-        ValueError: there is no such folder, no run in it, or no evaluation of `--paper-weights`.
+        ValueError: there is no such folder, or more than one, no run in it, or no evaluation of
+            `--paper-weights`.
     """
+    if options.overrides:  # whatever else stands there, of `runs/*` all but the first
+        raise ValueError(
+            f"{' '.join(options.overrides)}: the report is of one RUNS_DIR and takes no overrides; "
+            "name the folder that holds all your runs"
+        )
     folder, out = options.runs_dir.resolve(), options.out.resolve()
     if not folder.is_dir():
         raise ValueError(f"{options.runs_dir} is no folder: name the one that holds your runs")
-    found = find_runs(folder, leave_out=out if out != folder else None)
+    found = find_runs(folder)
     if not (found.runs or found.refused or found.left_out):
         raise ValueError(
             f"no run in {options.runs_dir}: every run of this plugin leaves a barlow_run.json there"
@@ -282,9 +301,9 @@ def _papers(options: argparse.Namespace, found: Runs) -> list[str]:
     return papers
 
 
-def report_one(name: str, options: argparse.Namespace) -> None:
+def report_one(name: str, options: argparse.Namespace) -> int:
     """Prints one table or figure of the runs below `options.out`, and writes it there; and what of them
-    is in none, and why."""
+    is in none, and why; returns the exit status, 1 where numbers were refused."""
     out = options.out
     found = find_runs(out.resolve())
     data, linear = vars(options).get("data", IMAGENET), vars(options).get("linear", ())
@@ -298,6 +317,7 @@ def report_one(name: str, options: argparse.Namespace) -> None:
     for what, reasons in (("refused", found.refused), ("left out", others)):
         _print_reasons(what, {_relative(path, out.resolve()): why for path, why in reasons.items()})
     print(f"table: {printable(str(out / table.stem))}.md")
+    return int(bool(found.refused))
 
 
 def _print_reasons(what: str, reasons: Mapping[str, str]) -> None:

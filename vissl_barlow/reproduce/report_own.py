@@ -30,7 +30,7 @@ def own_table(found: Runs) -> ReportTable:
     own = [run for run in found.runs if run.config in rows_of]
     alike: dict[_Alike, dict[str | None, list[Run]]] = {}
     for run in filter(found.is_reportable, own):
-        key = _Alike(run.config, run.settings, run.departures, _lists(run))
+        key = _Alike(run.config, run.settings, run.departures, _tested_on(run))
         alike.setdefault(key, {}).setdefault(run.weights_sha256, []).append(run)
     several_folders = len({key.images for key in alike}) > 1
     several_weights = len({run.weights_sha256 for run in own} - {None}) > 1
@@ -66,16 +66,19 @@ def _data(run: Run, split: str) -> dict:
     return (run.starts[-1].get("data") or {}).get(split) or {}
 
 
-def _lists(run: Run) -> str:
-    """The folder of the lists that a run was tested on."""
-    return str(Path(next(iter(_data(run, "test").get("paths", ())), "")).parent)
+def _tested_on(run: Run) -> str:
+    """How many images a run was tested on, and the folder of their lists, in which others' may have
+    been when another run was made: whoever renames a report makes room for the next."""
+    test = _data(run, "test")
+    folder = Path(next(iter(test.get("paths", ())), "")).parent
+    return f"{test.get('images', 0):,} images of {folder}"
 
 
 def _counts(runs: Iterable[Run]) -> Iterator[str]:
     """How many images there are, where all runs are of the same."""
     runs = list(runs)
-    tested = {(_data(run, "test").get("images"), _lists(run)) for run in runs}
+    tested = {_tested_on(run) for run in runs}
     trained = max((_data(run, "train").get("images", 0) for run in runs), default=0)
     if len(tested) == 1 and trained:
-        ((count, _),) = tested
+        count = _data(runs[0], "test").get("images", 0)
         yield f"{trained:,} training and {count:,} test images"

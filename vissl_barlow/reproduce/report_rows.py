@@ -6,12 +6,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from vissl_barlow.reproduce.departures import file_label
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP
 from vissl_barlow.reproduce.runs import Run, changed_settings
 from vissl_barlow.reproduce.settings import describe
 from vissl_barlow.reproduce.studies import IMAGENET
-
-HASH_CHARS = 12
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,12 @@ class ReportRow:
         if self.ours is None or self.reference is None:
             return None
         return self.ours - self.reference
+
+    @property
+    def departures(self) -> str:
+        """What the runs and their pretrainings depart in, as a label ends; "" for nothing."""
+        runs = (*self.runs[:1], *self.pretrainings[:1])
+        return "".join(f", {each}" for each in sorted(set().union(*(r.departures for r in runs))))
 
     @property
     def measured(self) -> str:
@@ -166,10 +171,9 @@ def evaluated_weights(run: Run, pretrainings: Sequence[Run]) -> str:
 
 def weights_label(run: Run, pretrainings: Sequence[Run]) -> str:
     """`evaluated_weights`, and of a file from elsewhere what tells it from others of its name."""
-    text = evaluated_weights(run, pretrainings)
     if pretrainings or run.weights is None:
-        return text
-    return f"{text}, sha256 {(run.weights_sha256 or 'not noted')[:HASH_CHARS]}"
+        return evaluated_weights(run, pretrainings)
+    return file_label(run.weights)
 
 
 def config_name(run: Run) -> str:

@@ -20,7 +20,7 @@ from vissl_barlow.reproduce.report_rows import (
 )
 from vissl_barlow.reproduce.results import reported
 from vissl_barlow.reproduce.runs import LAST_STEP, Run, Runs, changed_settings, expected_settings
-from vissl_barlow.reproduce.settings import describe
+from vissl_barlow.reproduce.settings import WEIGHTS, describe
 from vissl_barlow.reproduce.studies import (
     BASE,
     BASES,
@@ -33,6 +33,7 @@ from vissl_barlow.reproduce.studies import (
     study_names,
 )
 from vissl_barlow.reproduce.transfer import OWN, Row, load_table, table_names
+from vissl_barlow.run_files import UNTRAINED
 
 TITLE_SUFFIX = {
     IMAGENET: "",
@@ -181,7 +182,14 @@ def study_table(
     """A study of section 4 or 5 on `data`; `overrides` and `linear` as in `report_table`."""
     study = load_study(name, data)
     base = BASES[data]
-    changed = _changed(f"{PRETRAIN_GROUP}/{base}", overrides) or _changed(LINEAR_EVALUATION, linear)
+    # Else as many processes as the machine has, and nobody knows the batch of all.
+    typed = [*(["config.DISTRIBUTED.NUM_PROC_PER_NODE=1"] if data == OWN else []), *overrides]
+    changed = (
+        _changed(f"{PRETRAIN_GROUP}/{base}", typed)
+        or _changed(LINEAR_EVALUATION, linear)
+        # Which of them a run began with, its row says.
+        or any(word.lstrip("+").startswith(f"{WEIGHTS}=") for word in overrides)
+    )
     departing = bool(changed) or data != IMAGENET  # where no number of the paper's stands
     evaluations = found.matching(LINEAR_EVALUATION, linear, departing=departing)
     evaluations = list(filter(found.is_reportable, evaluations))
@@ -215,12 +223,10 @@ def study_table(
                 row = replace(row, pretrainings=found.pretrainings_of(runs))
                 rows += per_figure(row, {} if changed else experiment.paper)
             else:
-                untrained = [
-                    r.result["untrained trunk"] for r in runs if "untrained trunk" in r.result
-                ]
+                untrained = [r.result[UNTRAINED] for r in runs if UNTRAINED in r.result]
                 reference = {"probe": fmean(untrained)} if untrained else {}
                 rows += per_figure(row, reference, figures=("probe",))
-    title = _with(study.title + TITLE_SUFFIX[data], f"{PRETRAIN_GROUP}/{base}", overrides)
+    title = _with(study.title + TITLE_SUFFIX[data], f"{PRETRAIN_GROUP}/{base}", typed)
     title = _with(title, LINEAR_EVALUATION, linear, "evaluated with")
     compared = tuple(run for each in tried.values() for _, runs in each for run in runs)
     return ReportTable(name, data, title, _with_distinct_labels(rows), study.x_label, compared)
@@ -381,7 +387,13 @@ def left_out(found: Runs, tables: Iterable[ReportTable]) -> dict[Path, str]:
         run.folder: f"the same as {other.folder}, with the same seed {run.seed}: that one counts"
         for run, other in found.repeats.items()
     }
-    return {**found.left_out, **reasons, **again}
+    without = {
+        run.folder: f"{config_name(run)} without a result: it has not come to its end, or its end was "
+        "not tested"
+        for run in found.runs
+        if not run.result and not run.pretrains
+    }
+    return {**found.left_out, **reasons, **again, **without}
 
 
 def _why_left_out(run: Run, found: Runs) -> str:

@@ -14,7 +14,7 @@ import yaml
 
 from vissl_barlow.detection.run_folder import why_not_final
 from vissl_barlow.paths import config_folder
-from vissl_barlow.run_files import PROBE_FILE
+from vissl_barlow.run_files import AT_ITS_START, PROBE_FILE, UNTRAINED
 
 
 @functools.cache
@@ -45,8 +45,12 @@ def read_accuracy(path: Path) -> dict[str, float]:
         entry = json.loads(line)
         if entry["train_phase_idx"] == last:
             meters = entry.get("test_accuracy_list_meter", meters)
-    # One layer is tested: {"top_1": {"res5avg": 73.2}, "top_5": ...}.
-    return {name.replace("_", "-"): next(iter(m.values())) for name, m in meters.items()}
+    # {"top_1": {"res5avg": 73.2}, "top_5": ...}; of several layers each has its own figures.
+    return {
+        name.replace("_", "-") + (f", {layer}" if len(layers) > 1 else ""): value
+        for name, layers in meters.items()
+        for layer, value in layers.items()
+    }
 
 
 def read_mean_average_precision(path: Path) -> dict[str, float]:
@@ -88,13 +92,13 @@ def _detection_scores(path: Path) -> dict[str, Any]:
 
 
 def read_probe(path: Path) -> dict[str, float]:
-    """Accuracies of a pretraining's probe: of the trunk ("probe"), of the untrained one, if it was
-    known, and of the pixels."""
+    """Accuracies of a pretraining's probe: of the trunk ("probe"), of it before the first step, if that
+    was known, and of the pixels."""
     accuracies = json.loads(path.read_text()) if path.exists() else {}
     if "pretrained trunk" not in accuracies:
         return {}
-    names = {"probe": "pretrained trunk", "untrained trunk": "untrained trunk", "pixels": "pixels"}
-    return {n: 100 * accuracies[source] for n, source in names.items() if source in accuracies}
+    names = {"pretrained trunk": "probe"} | {n: n for n in (UNTRAINED, AT_ITS_START, "pixels")}
+    return {n: 100 * accuracies[source] for source, n in names.items() if source in accuracies}
 
 
 READERS = {

@@ -18,8 +18,9 @@ from vissl_barlow.atomic_files import file_state
 from vissl_barlow.provenance import PROVENANCE_FILE, counted_starts, file_sha256
 from vissl_barlow.reproduce.batch import global_batch, share_of
 from vissl_barlow.reproduce.departures import (
+    begun_from,
+    config_departures,
     data_departures,
-    model_departures,
     not_the_digits,
     own_images,
 )
@@ -234,19 +235,13 @@ class Runs:
         return sorted(found, key=lambda run: run.seed)
 
 
-def find_runs(folder: Path, leave_out: Path | None = None) -> Runs:
-    """The runs in and below `folder`, by path. What is wrong with one of them concerns no other.
-
-    Args:
-        leave_out: a folder below it that holds no runs: the report's own.
-    """
+def find_runs(folder: Path) -> Runs:
+    """The runs in and below `folder`, by path. What is wrong with one of them concerns no other."""
     root = folder.resolve()
     runs: list[Run] = []
     refused: dict[Path, str] = {}
     left_out: dict[Path, str] = {}
     for found in run_folders(root, RESULTS, left_out.__setitem__):
-        if leave_out is not None and found.is_relative_to(leave_out):
-            continue
         try:
             runs.append(read_run(found, root))
             for name, called in PICTURES.items():
@@ -273,7 +268,11 @@ def _repeats(runs: Iterable[Run]) -> dict[Run, Run]:
     for run in sorted(finished, key=lambda run: run.starts[-1]["started"], reverse=True):
         weights = run.weights and (run.weights_sha256 or run.weights["path"])
         data = run.starts[-1].get("data") or {}
-        images = tuple(str(split.get("paths")) for split in data.values())
+        # Of one place others may be read, where a report of `own` was renamed and made anew.
+        images = tuple(
+            (str(split.get("paths")), split["images"], split.get("classes"))
+            for split in data.values()
+        )
         same = (run.config, run.settings, run.departures, run.seed, weights, images)
         if last.setdefault(same, run) is not run:
             repeats[run] = last[same]
@@ -352,7 +351,9 @@ def read_run(folder: Path, root: Path) -> Run:
     if len(settings) > 1:
         reasons = "; then ".join(describe(each) or "none" for each in settings)
         raise Refused(f"its starts had different settings: {reasons}")
-    departures = set(model_departures(config, commands[-1], of_vissl) if of_vissl else ())
+    departures = set(config_departures(config, commands[-1], of_vissl) if of_vissl else ())
+    if config.startswith(PRETRAIN_GROUP):
+        departures.update(begun_from(starts))
     data = _data_of(config, settings[0])
     if data == DIGITS:
         departures.update(not_the_digits(starts) if config.startswith(PRETRAIN_GROUP) else ())

@@ -1,6 +1,5 @@
 """What a command line computes: its config, and what it changes of what that config computes."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -8,19 +7,13 @@ from vissl_barlow.experiment import IRRELEVANT_KEYS, keeps_statistics
 
 DETECTION = "vissl_barlow.detection"
 BATCH = "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA"
+WEIGHTS = "config.MODEL.WEIGHTS_INIT.PARAMS_FILE"
 _CHUNKS = "config.BARLOW.CHUNK_"
 _CHUNK_BATCH_NORM = "config.BARLOW.CHUNK_BATCH_NORM="
 # Options of Detectron2's command line whose value is the next word.
 _DETECTION_OPTIONS = (
     *("--num-gpus", "--config-file", "--num-machines", "--machine-rank", "--dist-url"),
 )
-# Overrides that decide trunk and heads, groups included.
-_OF_THE_MODEL = re.compile(r"\+*(config\.MODEL\.(TRUNK|HEAD)\.|config/)")
-
-
-def decides_the_model(override: str) -> bool:
-    """Whether an override is of the trunk or the heads."""
-    return _OF_THE_MODEL.match(override) is not None
 
 
 def is_irrelevant(key: str) -> bool:
@@ -39,11 +32,13 @@ def config_of(arguments: Sequence[str]) -> str | None:
 
 
 def settings_of(arguments: Sequence[str], batch: int | None = None) -> frozenset[str]:
-    """What a command line changes of what its config computes, as KEY=VALUE, and the global batch."""
-    settings = set() if batch is None else {f"global batch={batch}"}
-    for word in _overrides(arguments):
-        if not is_irrelevant(word.partition("=")[0]):
-            settings.add(word.lstrip("+").replace(" ", ""))
+    """What a command line changes of what its config computes, as KEY=VALUE, or ~KEY, and the global
+    batch."""
+    words = (word.lstrip("+").replace(" ", "") for word in _overrides(arguments))
+    # Of several overrides of one key the last holds.
+    last = {word.partition("=")[0]: word for word in words}
+    settings = {word for key, word in last.items() if not is_irrelevant(key)}
+    settings |= set() if batch is None else {f"global batch={batch}"}
     modes = [word.partition("=")[2] for word in settings if word.startswith(_CHUNK_BATCH_NORM)]
     if modes and all(map(keeps_statistics, modes)):
         settings = {word for word in settings if not word.startswith(_CHUNKS)}
@@ -53,7 +48,7 @@ def settings_of(arguments: Sequence[str], batch: int | None = None) -> frozenset
 def _overrides(arguments: Sequence[str]) -> Iterator[str]:
     """The overrides of a command line, Detectron2's `KEY VALUE` written as hydra's `KEY=VALUE`."""
     if DETECTION not in arguments:
-        yield from (word for word in arguments if "=" in word)
+        yield from (word for word in arguments if "=" in word or word.startswith("~"))
         return
     words = iter(arguments[arguments.index(DETECTION) + 1 :])
     for word in words:

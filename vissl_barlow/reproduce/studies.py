@@ -31,7 +31,7 @@ from omegaconf import OmegaConf
 
 from vissl_barlow.paths import config_folder
 from vissl_barlow.reproduce.batch import global_batch, share_of
-from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config, override
+from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config, leaves, override
 from vissl_barlow.reproduce.results import ACCURACY, PROBE, reported
 from vissl_barlow.reproduce.settings import BATCH, is_irrelevant
 from vissl_barlow.reproduce.transfer import OWN
@@ -283,18 +283,8 @@ def swept_keys(study: Study, chosen: Sequence[Experiment]) -> set[str]:
 
 def _leaves(config: str) -> dict[str, Any]:
     """The values of a shipped config by key, `config.` in front; lists are values."""
-    leaves: dict[str, Any] = {}
-
-    def collect(values: dict[str, Any], prefix: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                collect(value, f"{prefix}.{name}")
-            else:
-                leaves[f"{prefix}.{name}"] = value
-
     composed: Any = OmegaConf.to_container(compose_config(f"{PRETRAIN_GROUP}/{config}"))
-    collect(composed, "config")
-    return leaves
+    return dict(leaves(composed, "config"))
 
 
 def linear_evaluation(folder: Path) -> list[str]:

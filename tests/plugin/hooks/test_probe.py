@@ -14,10 +14,11 @@ from forked_runs import STEPS_PER_EPOCH
 from interrupted_runs import SHORT
 from PIL import Image
 from small_disks import full, small_disk
-from vissl_runs import resolve
+from vissl_runs import compose, resolve
 
 import vissl_barlow
 from vissl_barlow.images import UnreadableImage
+from vissl_barlow.run_files import AT_ITS_START, UNTRAINED
 from vissl_barlow.vissl_plugin.errors import ConfigError
 
 
@@ -209,6 +210,20 @@ def test_of_one_epoch_too(probe, tmp_path):
     hook.on_start(task)
     hook.on_phase_end(task)
     assert results(tmp_path) == {"probe": "knn", "pixels": 1.0, "untrained trunk": 0.0}
+
+
+@pytest.mark.parametrize(("weights", "name"), [("", UNTRAINED), ("w.pth", AT_ITS_START)])
+def test_a_trunk_with_weights_from_a_file_is_not_untrained(weights, name, probe, tmp_path):
+    from vissl_barlow.vissl_plugin.hooks import BarlowProbe, barlow_hooks
+
+    config = compose("pretrain/vissl_barlow/digits_quickstart")
+    config.MODEL.WEIGHTS_INIT.PARAMS_FILE = weights
+    (hook,) = (each for each in barlow_hooks([], config, False) if isinstance(each, BarlowProbe))
+    task = Labelled(tmp_path, num_train_phases=1).makes(Labelled.wrong)
+    hook.on_start(task)
+    hook.on_phase_end(task)
+    assert results(tmp_path).keys() == {"probe", "pixels", name}
+    assert not (tmp_path / KEPT).exists()
 
 
 def test_labels_of_one_class_are_refused_before_the_first_step(probe, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from vissl.hooks import (
     SSLTensorboardHook,
 )
 
+from vissl_barlow.run_files import AT_ITS_START, UNTRAINED
 from vissl_barlow.vissl_plugin.hooks.checkpoints import BarlowCheckpointHook
 from vissl_barlow.vissl_plugin.hooks.finite import BarlowFiniteLoss, BarlowFiniteOutputs
 from vissl_barlow.vissl_plugin.hooks.logs import BarlowLogHook, BarlowMemoryDump
@@ -88,7 +89,8 @@ def _own_hooks(cfg, resumes_within_epochs: bool) -> list[ClassyHook]:
     if probes(cfg):
         probe = cfg.BARLOW.PROBE
         options = probe.EVERY_EPOCHS, probe.NEIGHBOURS, probe.WHILE_TRAINING
-        hooks.append(BarlowProbe(probe.KIND, *options))
+        first = AT_ITS_START if cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE else UNTRAINED
+        hooks.append(BarlowProbe(probe.KIND, *options, first))
     if cfg.BARLOW.MAP_IMAGES:
         hooks.append(BarlowLook(cfg.BARLOW.MAP_IMAGES))
     return [*hooks, BarlowNextSteps()]  # last: it tells what the others found

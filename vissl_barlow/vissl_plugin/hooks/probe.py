@@ -19,7 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from vissl_barlow.atomic_files import atomic_file
 from vissl_barlow.patient_files import read_bytes, read_json, replace, set_aside
 from vissl_barlow.probe import probe_accuracy
-from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, read_history
+from vissl_barlow.run_files import FIGURE_FILE, PROBE_FILE, UNTRAINED, read_history
 from vissl_barlow.views.normalize import normalize
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.hooks.base import BarlowHook
@@ -51,12 +51,20 @@ class BarlowProbe(BarlowHook):
         every_epochs: how often there is one in between; 0: never.
         neighbours: how many vote in "knn".
         while_training: the probe in between, or "same".
+        first: what to call the trunk before its first step, which with a file's weights is no untrained
+            one.
     """
 
     def __init__(
-        self, kind: str, every_epochs: int, neighbours: int, while_training: str = "same"
+        self,
+        kind: str,
+        every_epochs: int,
+        neighbours: int,
+        while_training: str = "same",
+        first: str = UNTRAINED,
     ) -> None:
         super().__init__()
+        self.first = first
         self.kind, self.every_epochs, self.neighbours = kind, every_epochs, neighbours
         self.while_training = kind if while_training == "same" else while_training
         self.baselines_due = False
@@ -107,7 +115,7 @@ class BarlowProbe(BarlowHook):
         table = Table(title=f"{self.kind} probe on frozen features, test accuracy")
         table.add_column("features")
         table.add_column("accuracy", justify="right")
-        names = ("untrained trunk", "pixels", "pretrained trunk")
+        names = (self.first, "pixels", "pretrained trunk")
         shown = {name: f"{100 * results[name]:.1f}" for name in names if name in results}
         for name, percent in shown.items():
             table.add_row(name, f"{percent} %")
@@ -148,7 +156,7 @@ class BarlowProbe(BarlowHook):
     def _write(self, accuracies: dict[str, float]) -> dict[str, float]:
         results = {"probe": self.kind, **self._results(), **accuracies}
         written = replace(self.folder / PROBE_FILE, json.dumps(results, indent=2) + "\n")
-        if written and "untrained trunk" in results:
+        if written and self.first in results:
             self._forget_untrained()
         return results
 
@@ -220,7 +228,7 @@ class BarlowProbe(BarlowHook):
         untrained = untrained or self._kept()
         if untrained:
             for kind in dict.fromkeys((self.kind, self.while_training)):
-                accuracies[self._named("untrained trunk", kind)] = self._accuracy(kind, untrained)
+                accuracies[self._named(self.first, kind)] = self._accuracy(kind, untrained)
         found = (f"{name} {100 * accuracy:.1f}%" for name, accuracy in accuracies.items())
         logging.info("before training: %s probe: %s", self.kind, "; ".join(found))
         self._write(accuracies)
