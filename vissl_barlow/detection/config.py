@@ -31,12 +31,17 @@ def config_path(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    folder = config_folder("benchmark_configs") / "detectron2"
-    shipped = {file.stem: file for file in folder.glob("*.yaml")}
+    shipped = shipped_configs()
     if name in shipped:
         return shipped[name]
     leaves = ", ".join(sorted(stem for stem in shipped if not stem.startswith("base_")))
     raise ValueError(f"--config-file {name!r} is neither a file nor one of: {leaves}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The files in benchmark_configs/detectron2, by the names that reports tell their runs by."""
+    folder = config_folder("benchmark_configs") / "detectron2"
+    return {file.stem: file for file in folder.glob("*.yaml")}
 
 
 def check_input(cfg: Any) -> None:
@@ -164,6 +169,41 @@ def check_precision(cfg: Any) -> None:
             f"SOLVER.AMP.ENABLED is True, which needs a GPU, but MODEL.DEVICE is"
             f" {cfg.MODEL.DEVICE!r}: set it to False"
         )
+
+
+def check_schedule(solver: Any, recipe: Any) -> None:
+    """Refuses another length of training with steps of the rate that belong to the recipe's.
+
+    Detectron2 leaves out steps behind the end, and the rate never falls; in a longer training it falls
+    too early.
+
+    Args:
+        solver: the section `SOLVER`.
+        recipe: the same of the config file alone.
+
+    Raises:
+        ValueError: a line for each fault, naming the keys, their values and the values they need.
+    """
+    faults = []
+    length, steps = solver.MAX_ITER, tuple(solver.STEPS)
+    if "Step" in solver.LR_SCHEDULER_NAME:  # others have none
+        if length != recipe.MAX_ITER and steps and steps == tuple(recipe.STEPS):
+            scaled = tuple(round(step * length / recipe.MAX_ITER) for step in steps)
+            faults.append(
+                f"SOLVER.MAX_ITER {length} with SOLVER.STEPS {steps}, of {recipe.MAX_ITER} iterations:"
+                f' the rate would fall elsewhere in the training; add SOLVER.STEPS "{scaled}"'
+            )
+        elif any(step > length for step in steps):
+            faults.append(
+                f"SOLVER.STEPS {steps}: the rate would not fall behind the last iteration,"
+                f" SOLVER.MAX_ITER {length}: give steps within the training"
+            )
+    if solver.WARMUP_ITERS > length:
+        faults.append(
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is longer than the training,"
+            f" SOLVER.MAX_ITER {length}: the rate would be SOLVER.BASE_LR at its end alone; give fewer"
+        )
+    refuse(faults)
 
 
 def refuse(faults: Iterable[str]) -> None:

@@ -19,24 +19,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from vissl_barlow.atomic_files import write_text_atomically
-from vissl_barlow.checkpoint import read_trunk
 from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends what follows)
-from vissl_barlow.detection.config import (
-    check_hardware,
-    check_input,
-    check_precision,
-    check_trunk,
-    config_path,
-    leaves,
-    refuse,
-)
-from vissl_barlow.detection.datasets import check_dataset, metric_note
+from vissl_barlow.detection.checks import check_run
+from vissl_barlow.detection.config import config_path, leaves, refuse
+from vissl_barlow.detection.datasets import metric_note
 from vissl_barlow.detection.run_folder import (
     EVAL_ONLY,
     EVAL_ONLY_FOLDER,
     RESULTS_FILE,
     TRAINING,
-    check_folder,
     evaluated,
     forget_starts_without_checkpoint,
     last_checkpoint,
@@ -53,7 +44,7 @@ from vissl_barlow.stop_signals import (
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.engine import (
     DefaultTrainer,
     default_argument_parser,
@@ -264,80 +255,6 @@ def _faults_of_merging(what: str, merge: Callable[[], Any]) -> list[str]:
     return []
 
 
-def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Finds in seconds what would fail after minutes of loading, or would fail silently.
-
-    Raises:
-        ValueError: a line for each fault: a data set is missing, the hardware, the config or
-            OUTPUT_DIR unfit, the weights missing, unreadable or not whole.
-    """
-    checks: list[Callable[[], None]] = [
-        partial(_check_machines, args),
-        partial(check_input, cfg),
-        partial(
-            check_hardware,
-            cfg,
-            processes=args.num_gpus * args.num_machines,
-            processes_per_machine=args.num_gpus,
-            gpus=torch.cuda.device_count(),
-        ),
-    ]
-    trained_on = () if args.eval_only else cfg.DATASETS.TRAIN
-    checks += [partial(_check_dataset, name, tested=False) for name in trained_on]
-    checks += [partial(_check_dataset, name, tested=True) for name in cfg.DATASETS.TEST]
-    if not args.eval_only:
-        checks.append(partial(check_precision, cfg))
-        checks.append(partial(check_folder, cfg, resume=args.resume))
-    checks.append(partial(_check_weights, cfg, args))
-    faults = []
-    for check in checks:
-        try:
-            check()
-        except (ValueError, OSError) as error:
-            faults.append(str(error))
-    refuse(faults)
-
-
-def _check_machines(args: argparse.Namespace) -> None:
-    if args.num_machines > 1 and args.dist_url == "auto":
-        raise ValueError(
-            f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT of the first one"
-        )
-
-
-def _check_dataset(name: str, *, tested: bool) -> None:
-    if name not in DatasetCatalog.list():
-        raise ValueError(f"dataset {name!r} is not registered with Detectron2")
-    metadata = MetadataCatalog.get(name)
-    check_dataset(name, metadata)
-    if tested:
-        metric_note(metadata)
-
-
-def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    resumes = args.resume and last_checkpoint(Path(cfg.OUTPUT_DIR)) is not None
-    if resumes and not args.eval_only:
-        return
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: give the checkpoint to transfer")
-    path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: no such file")
-    if not args.eval_only:
-        check_trunk(cfg, read_trunk(path).layout)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    try:
-        model = TransferTrainer.build_model(cfg)
-    except (AssertionError, KeyError) as error:
-        raise ValueError(f"the model of {args.config_file} cannot be built: {error}") from error
-    if args.eval_only:
-        StrictCheckpointer(model).load(path)
-    else:
-        load_backbone(model, path)
-
-
 def run(args: argparse.Namespace, cfg: CfgNode) -> None:
     """One process of a run."""
     if comm.get_world_size() > 1:
@@ -362,7 +279,8 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> None:
 def prepare(args: argparse.Namespace) -> CfgNode:
     """The config of a run that can start: `build_config`, then `check_run`; same errors."""
     cfg = build_config(args)
-    check_run(cfg, args)
+    recipe = build_config(argparse.Namespace(**{**vars(args), "opts": []}))
+    check_run(cfg, args, recipe)
     return cfg
 
 
