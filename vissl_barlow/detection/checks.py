@@ -22,7 +22,7 @@ from vissl_barlow.detection.config import (
     refuse,
     shipped_configs,
 )
-from vissl_barlow.detection.datasets import check_dataset, metric_note
+from vissl_barlow.detection.datasets import check_dataset, count_images, metric_note
 from vissl_barlow.detection.run_folder import check_folder, last_checkpoint
 from vissl_barlow.detection.weights import StrictCheckpointer, load_backbone
 
@@ -100,6 +100,7 @@ def _check_dataset(name: str, *, tested: bool) -> None:
         raise ValueError(f"dataset {name!r} is not registered with Detectron2")
     metadata = MetadataCatalog.get(name)
     check_dataset(name, metadata)
+    count_images(name, metadata)
     if tested:
         metric_note(metadata)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vissl_barlow.checkpoint import TrunkDepth
 from vissl_barlow.paths import config_folder
@@ -42,6 +45,14 @@ def shipped_configs() -> dict[str, Path]:
     """The files in benchmark_configs/detectron2, by the names that reports tell their runs by."""
     folder = config_folder("benchmark_configs") / "detectron2"
     return {file.stem: file for file in folder.glob("*.yaml")}
+
+
+def datasets_of(name: str) -> dict[str, tuple[str, ...]]:
+    """Detectron2's names of the datasets of a shipped config, by "train" and "test"."""
+    content: dict[str, Any] = {"_BASE_": f"{name}.yaml"}
+    while "DATASETS" not in content:
+        content = yaml.safe_load((shipped_configs()[name].parent / content["_BASE_"]).read_text())
+    return {s: ast.literal_eval(content["DATASETS"][s.upper()]) for s in ("train", "test")}
 
 
 def check_input(cfg: Any) -> None:

@@ -22,7 +22,7 @@ from vissl_barlow.atomic_files import write_text_atomically
 from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends what follows)
 from vissl_barlow.detection.checks import check_run
 from vissl_barlow.detection.config import config_path, leaves, refuse
-from vissl_barlow.detection.datasets import metric_note
+from vissl_barlow.detection.datasets import data_of, metric_note
 from vissl_barlow.detection.run_folder import (
     EVAL_ONLY,
     EVAL_ONLY_FOLDER,
@@ -284,6 +284,12 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
+def _data(cfg: CfgNode, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    names = {"train": () if args.eval_only else cfg.DATASETS.TRAIN, "test": cfg.DATASETS.TEST}
+    splits = {split: {name: MetadataCatalog.get(name) for name in names[split]} for split in names}
+    return data_of({split: datasets for split, datasets in splits.items() if datasets})
+
+
 def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Starts the processes of a prepared run and waits for them."""
     if not cfg.MODEL.DEVICE.startswith("cuda"):
@@ -300,6 +306,7 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
             command_line(),
             weights=cfg.MODEL.WEIGHTS and PathManager.get_local_path(cfg.MODEL.WEIGHTS),
             processes=args.num_gpus * args.num_machines,
+            data=_data(cfg, args),
         )
     several = args.num_gpus * args.num_machines > 1
     with passed_on() if several else contextlib.nullcontext():

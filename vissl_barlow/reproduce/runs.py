@@ -358,7 +358,7 @@ def read_run(folder: Path, root: Path) -> Run:
         departures.update(not_the_digits(starts) if config.startswith(PRETRAIN_GROUP) else ())
     elif data == OWN:
         departures.update(own_images(starts))
-    elif not _detects(starts):
+    else:
         departures.update(data_departures(config, starts))
     run = Run(folder, starts, config, settings[0], result, frozenset(departures))
     if run.pretrains:
