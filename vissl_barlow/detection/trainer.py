@@ -23,6 +23,7 @@ from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends
 from vissl_barlow.detection.checks import check_run
 from vissl_barlow.detection.config import config_path, leaves, refuse
 from vissl_barlow.detection.datasets import data_of, metric_note
+from vissl_barlow.detection.machines import refuse_unlike_machines
 from vissl_barlow.detection.run_folder import (
     EVAL_ONLY,
     EVAL_ONLY_FOLDER,
@@ -255,11 +256,12 @@ def _faults_of_merging(what: str, merge: Callable[[], Any]) -> list[str]:
     return []
 
 
-def run(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """One process of a run."""
+def run(args: argparse.Namespace, cfg: CfgNode, data: Mapping[str, Any]) -> None:
+    """One process of a run that reads `data`, as `data_of` has it."""
     if comm.get_world_size() > 1:
         let_through()
     end_loader_workers_at_exit()
+    refuse_unlike_machines(cfg, args, data)
     default_setup(cfg, args)
     if args.eval_only:
         model = TransferTrainer.build_model(cfg)
@@ -295,7 +297,7 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         # Where it sees a GPU, Detectron2 joins processes over NCCL, which cannot move CPU tensors.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    folder = Path(cfg.OUTPUT_DIR)
+    folder, data = Path(cfg.OUTPUT_DIR), _data(cfg, args)
     recorded = args.machine_rank == 0
     if recorded:
         folder.mkdir(parents=True, exist_ok=True)
@@ -306,7 +308,7 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
             command_line(),
             weights=cfg.MODEL.WEIGHTS and PathManager.get_local_path(cfg.MODEL.WEIGHTS),
             processes=args.num_gpus * args.num_machines,
-            data=_data(cfg, args),
+            data=data,
         )
     several = args.num_gpus * args.num_machines > 1
     with passed_on() if several else contextlib.nullcontext():
@@ -316,7 +318,7 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args, cfg),
+            args=(args, cfg, data),
         )
     if recorded:
         note_hours(folder)

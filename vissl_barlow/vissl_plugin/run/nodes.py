@@ -10,8 +10,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from vissl_barlow.messages import first_unlike
 from vissl_barlow.vissl_plugin.errors import ConfigError
-from vissl_barlow.vissl_plugin.run.experiment import SHOWN, flat
+from vissl_barlow.vissl_plugin.run.experiment import flat
 
 # Where a node finds things, and how it reads them; what is there is compared by its content.
 _OF_A_NODE = re.compile(
@@ -45,19 +46,10 @@ def refuse_unlike_nodes(cfg, local_rank: int, known: Callable[[], Mapping[str, A
         return
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, dict(known()) if local_rank == 0 else None)
-    first, *others = gathered[::per_node]
-    for number, other in enumerate(others, 1):
-        differences = [
-            f"{key} is {first.get(key, 'none')} on node 0 and {other.get(key, 'none')} on node {number}"
-            for key in {**first, **other}
-            if first.get(key, "none") != other.get(key, "none")
-        ]
-        if differences:
-            left = len(differences) - SHOWN
-            shown = [*differences[:SHOWN], *([f"and {left} more"] if left > 0 else [])]
-            raise ConfigError(
-                "DISTRIBUTED.NUM_NODES",
-                nodes,
-                f"the nodes would not train the same: {', '.join(shown)}; give each the same command "
-                "but for its node_id, the same files and the same checkpoint folder",
-            )
+    if differences := first_unlike(gathered[::per_node], "node"):
+        raise ConfigError(
+            "DISTRIBUTED.NUM_NODES",
+            nodes,
+            f"the nodes would not train the same: {differences}; give each the same command but for "
+            "its node_id, the same files and the same checkpoint folder",
+        )
