@@ -160,6 +160,19 @@ def test_inputs_that_ruin_pretrained_features_are_refused(name, key, value, mess
         check_input(cfg)
 
 
+def test_images_are_normalised_as_in_pretraining():
+    other = ([0.5, 0.25, 0.2], [0.2, 0.25, 0.5])
+    cfg = load(LEAVES[0])
+    with pytest.raises(
+        ValueError, match=r"PIXEL_MEAN is .*set it to \[127.5, 63.75, 51.0\]\n.*_STD"
+    ):
+        check_input(cfg, other)
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [127.5, 63.75, 51.0], [51.0, 63.75, 127.5]
+    check_input(cfg, other)
+    with pytest.raises(ValueError, match="PIXEL_MEAN is"):
+        check_input(cfg)
+
+
 def hardware(cfg, **changes):
     check_hardware(cfg, **{"processes": 1, "processes_per_machine": 1, "gpus": 0} | changes)
 

@@ -65,6 +65,37 @@ def test_what_a_user_can_mend_is_one_line_before_any_work(
     assert not output.exists()
 
 
+def test_a_checkpoint_says_how_its_images_were_normalised(
+    voc_in_place, checkpoints, tmp_path, capfd
+):
+    """In training; where it resumes or evaluates, the config of the training does."""
+    from vissl_barlow.detection import trainer
+    from vissl_barlow.detection.__main__ import main
+
+    key = "DATA.TRAIN.TRANSFORMS.0"
+    noted = {f"{key}.name": "BarlowTwoViews"}
+    noted |= {f"{key}.{what}.{i}": 0.5 for what in ("mean", "std") for i in range(3)}
+    checkpoint = torch.load(checkpoints.vissl, weights_only=True)
+    checkpoint["classy_state_dict"]["experiment"] = noted
+    torch.save(checkpoint, tmp_path / "own.torch")
+    given = ["--config-file", VOC, *SMALL, "MODEL.WEIGHTS", str(tmp_path / "own.torch")]
+    given += ["OUTPUT_DIR", str(tmp_path / "run")]
+    assert main(given) == 1
+    mean, std = capfd.readouterr().err.splitlines()
+    assert "PIXEL_MEAN is [123.675" in mean and mean.endswith("to [127.5, 127.5, 127.5]")
+    assert "PIXEL_STD is [58.395" in std
+    typed = ["MODEL.PIXEL_MEAN", "[127.5,127.5,127.5]", "MODEL.PIXEL_STD", "[127.5,127.5,127.5]"]
+    cfg = trainer.prepare(trainer.argument_parser().parse_args([*given, *typed]))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(cfg.dump())
+    detector = tmp_path / "run" / "model_final.pth"
+    torch.save({"model": build(VOC, *SMALL).state_dict()}, detector)
+    evaluated = ["--eval-only", *given, "MODEL.WEIGHTS", str(detector)]
+    assert main(evaluated) == 1
+    assert "MODEL.PIXEL_MEAN is [123.675" in capfd.readouterr().err
+    trainer.prepare(trainer.argument_parser().parse_args([*evaluated, *typed]))
+
+
 @pytest.mark.parametrize("flags", [(), ("--scale-batch-and-lr", "--num-gpus", 8)])
 def test_another_length_of_training_wants_steps_of_its_own(
     flags, voc_in_place, checkpoints, tmp_path, capfd

@@ -10,15 +10,19 @@ from pathlib import Path
 
 import torch
 
-from vissl_barlow.checkpoint import read_trunk
+from vissl_barlow.checkpoint import read_checkpoint, read_trunk
+from vissl_barlow.checkpoint.pretraining import normalization_of
 from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends what follows)
 from vissl_barlow.detection.config import (
+    PAPERS,
+    Normalization,
     check_hardware,
     check_input,
     check_precision,
     check_schedule,
     check_trunk,
     leaves,
+    pixels_of,
     refuse,
     shipped_configs,
 )
@@ -45,7 +49,7 @@ def check_run(cfg: CfgNode, args: argparse.Namespace, recipe: CfgNode) -> None:
     """
     checks: list[Callable[[], None]] = [
         partial(_check_machines, args),
-        partial(check_input, cfg),
+        partial(check_input, cfg, _normalization(cfg, args)),
         partial(
             check_hardware,
             cfg,
@@ -86,6 +90,19 @@ def _check_name(config_file: str) -> None:
             f" values ({', '.join(changed)}), so that its numbers would pass for that one's: rename it,"
             f" or give --config-file {shipped.stem} and those values as overrides"
         )
+
+
+def _normalization(cfg: CfgNode, args: argparse.Namespace) -> Normalization:
+    """Of the images that the weights were trained on; the paper's where nothing says so."""
+    resumed = last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume and not args.eval_only else None
+    path = resumed or Path(PathManager.get_local_path(cfg.MODEL.WEIGHTS))
+    config = path.with_name("config.yaml")
+    try:
+        if (resumed or args.eval_only) and config.is_file():
+            return pixels_of(config)
+        return normalization_of(read_checkpoint(path)) or PAPERS
+    except (ValueError, OSError):  # `_check_weights` says why
+        return PAPERS
 
 
 def _check_machines(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from vissl_barlow.checkpoint import TrunkDepth
 from vissl_barlow.paths import config_folder
 from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD
 
+# Mean and standard deviation of each channel.
+Normalization = tuple[Sequence[float], Sequence[float]]
+PAPERS: Normalization = (IMAGENET_MEAN, IMAGENET_STD)
 # Detectron2 subtracts and divides in the units of its input, 0 to 255.
-PIXEL_MEAN = tuple(255 * value for value in IMAGENET_MEAN)
-PIXEL_STD = tuple(255 * value for value in IMAGENET_STD)
+_PIXEL_RANGE = 255
 # Published configs round to two or three decimals; Caffe's values are off by 1 and more.
 PIXEL_TOLERANCE = 0.01
 # Layers whose normalisation Detectron2 takes from a config key of their own.
@@ -55,7 +57,16 @@ def datasets_of(name: str) -> dict[str, tuple[str, ...]]:
     return {s: ast.literal_eval(content["DATASETS"][s.upper()]) for s in ("train", "test")}
 
 
-def check_input(cfg: Any) -> None:
+def pixels_of(config: Path) -> Normalization:
+    """What a training subtracts and divides by, in the range of 0 to 1, by its resolved config.yaml."""
+    model = yaml.safe_load(config.read_text())["MODEL"]
+    mean, std = (
+        [value / _PIXEL_RANGE for value in model[f"PIXEL_{key}"]] for key in ("MEAN", "STD")
+    )
+    return mean, std
+
+
+def check_input(cfg: Any, normalization: Normalization = PAPERS) -> None:
     """Refuses a config under which pretrained torchvision weights load silently but see garbage.
 
     The features would be computed from swapped colours, another scale, or with the strides in other
@@ -63,6 +74,7 @@ def check_input(cfg: Any) -> None:
 
     Args:
         cfg: a config node with `MODEL` and `INPUT`.
+        normalization: of the pretraining, in the range of 0 to 1.
 
     Raises:
         ValueError: a line for each fault, naming the key, its value and the value it needs.
@@ -78,7 +90,8 @@ def check_input(cfg: Any) -> None:
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; the pretrained weights expect RGB images:"
             " set it to 'RGB'"
         )
-    for key, expected in (("PIXEL_MEAN", PIXEL_MEAN), ("PIXEL_STD", PIXEL_STD)):
+    for key, channels in zip(("PIXEL_MEAN", "PIXEL_STD"), normalization):
+        expected = [_PIXEL_RANGE * value for value in channels]
         values = tuple(cfg.MODEL[key])
         if len(values) != len(expected) or not all(
             math.isclose(value, target, rel_tol=0, abs_tol=PIXEL_TOLERANCE)

@@ -4,13 +4,13 @@ checkpoint and the machine, as overrides of the benchmarks' configs."""
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from vissl_barlow.checkpoint import TrunkDepth, read_checkpoint, read_trunk
+from vissl_barlow.checkpoint.pretraining import normalization_of, views_of
 from vissl_barlow.messages import listed
 from vissl_barlow.own_images import OwnFolder
 from vissl_barlow.reproduce.batch import share_of
@@ -57,7 +57,9 @@ class Pretrained:
 def read_pretrained(path: str, prefix: str = "") -> Pretrained:
     """Reads a checkpoint; arguments and errors as `load_trunk`."""
     layout = read_trunk(path, prefix).layout
-    views = _views(read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    views = views_of(checkpoint)
+    mean, std = normalization_of(checkpoint) or (_MEAN, _STD)
 
     def number(name: str, otherwise: float, low: float = 0, high: float = 1) -> float:
         value = views.get(name)
@@ -65,38 +67,15 @@ def read_pretrained(path: str, prefix: str = "") -> Pretrained:
             float(value) if isinstance(value, int | float) and low <= value <= high else otherwise
         )
 
-    def channels(name: str, otherwise: Sequence[float], low: float) -> list[float]:
-        return [
-            number(f"{name}.{place}", default, low, math.inf)
-            for place, default in enumerate(otherwise)
-        ]
-
     size = views.get("size")
     return Pretrained(
         layout,
         size if type(size) is int and size > 0 else None,
         [number(f"crop_scale.{place}", default) for place, default in enumerate(_CROP_SCALE)],
         number("flip_p", _FLIP_P),
-        channels("mean", _MEAN, -math.inf),
-        channels("std", _STD, 0),
+        mean,
+        std,
     )
-
-
-def _views(checkpoint: Any) -> dict[str, Any]:
-    """The options of the two-view transform, as one of this plugin's checkpoints notes them."""
-    experiment: Any = checkpoint
-    for key in ("classy_state_dict", "experiment"):
-        experiment = experiment.get(key) if isinstance(experiment, Mapping) else None
-    experiment = experiment if isinstance(experiment, Mapping) else {}
-    for key, value in experiment.items():
-        if value == "BarlowTwoViews" and str(key).startswith("DATA.TRAIN.TRANSFORMS."):
-            start = str(key).removesuffix("name")
-            return {
-                str(each).removeprefix(start): experiment[each]
-                for each in experiment
-                if str(each).startswith(start)
-            }
-    return {}
 
 
 @dataclass(frozen=True)
