@@ -1,6 +1,7 @@
 """An evaluation that cannot work, or would mislead, is refused before it starts."""
 
 import os
+import shlex
 from urllib.error import URLError
 
 import numpy as np
@@ -15,6 +16,8 @@ from vissl_barlow.checkpoint import (
     TrunkDepth,
     as_vissl_checkpoint,
     load_trunk,
+    read_checkpoint,
+    save_atomically,
 )
 from vissl_barlow.resnet import build_trunk
 from vissl_barlow.vissl_plugin.errors import ConfigError
@@ -224,6 +227,26 @@ def test_weights_that_are_not_finite(checkpoints, tmp_path, part):
     torch.save(saved, path)
     with pytest.raises(CheckpointError, match=rf"linear\.torch: .*not finite .*{name}"):
         model_weights(model_on_meta(cfg), str(path))
+
+
+def test_images_are_normalised_as_those_of_the_pretraining(checkpoints, digits_on_disk, tmp_path):
+    checkpoint = read_checkpoint(checkpoints["pretrained"])
+    views = "DATA.TRAIN.TRANSFORMS.0"
+    noted = {f"{views}.{name}.{i}": 0.5 for name in ("mean", "std") for i in range(3)}
+    checkpoint["classy_state_dict"]["experiment"] = {f"{views}.name": "BarlowTwoViews", **noted}
+    save_atomically(checkpoint, tmp_path / "own.torch")
+    command = (
+        "imagenet1k_linear",
+        *digits_on_disk.folders(),
+        f"{WEIGHTS}={tmp_path / 'own.torch'}",
+    )
+    message = refusal(tmp_path, *command)
+    assert "own.torch: was pretrained on images that were normalised otherwise; set" in message
+    told = shlex.split(message.partition("set as there ")[2])
+    assert [word for word in told if not word.endswith("=[0.5,0.5,0.5]")] == []
+    assert len(told) == 4
+    config, *overrides = command
+    resolve(tmp_path / "run", f"benchmark/vissl_barlow/{config}", OVERLAY, *overrides, *told)
 
 
 def test_one_of_two_trunks_is_chosen_by_a_key(checkpoints, digits_on_disk, tmp_path):

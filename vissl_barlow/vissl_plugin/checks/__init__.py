@@ -21,6 +21,7 @@ from vissl_barlow.vissl_plugin.checks.dry_run import (
 )
 from vissl_barlow.vissl_plugin.checks.evaluation import (
     check_classifier,
+    check_normalization,
     check_weights,
     classifier_outputs,
 )
@@ -181,6 +182,7 @@ def check(cfg, engine_name: str = "train", *, refusals: Refusals) -> None:
         if classes is not None:
             check_classifier(cfg)
         check_weights(cfg)
+        check_normalization(cfg)
     refusals.raise_all()
     for split in splits:  # of images that are there, and can be read
         with refusals:

@@ -1,16 +1,19 @@
 """Refuses a classifier or weights that do not fit, or would mislead, before an evaluation starts."""
 
 import logging
+import os
 import re
 import shlex
 from collections.abc import Sequence
 
+import numpy as np
 from classy_vision.optim.param_scheduler import build_param_scheduler
 from hydra.errors import HydraException
 from vissl.utils import checkpoint as vissl_checkpoint
 from vissl.utils.io import is_url
 
-from vissl_barlow.checkpoint import CheckpointError, checkpoint_in
+from vissl_barlow.checkpoint import CheckpointError, checkpoint_in, read_checkpoint
+from vissl_barlow.checkpoint.pretraining import normalization_of
 from vissl_barlow.overrides import compose_config, override
 from vissl_barlow.vissl_plugin.checks.common import is_typed, model_on_meta
 from vissl_barlow.vissl_plugin.components.weights import (
@@ -19,7 +22,10 @@ from vissl_barlow.vissl_plugin.components.weights import (
     refuse_untrained_heads,
 )
 from vissl_barlow.vissl_plugin.errors import ConfigError
+from vissl_barlow.vissl_plugin.hooks import pretrains
 
+# Data sets' own numbers are published to three or four decimals.
+_SAME_NORMALIZATION = 0.002
 CLASSIFICATION_LOSS = "cross_entropy_multiple_output_single_target"
 
 
@@ -135,3 +141,32 @@ def check_weights(cfg) -> None:
         raise ConfigError(key, path, remedy) from None
     except CheckpointError as error:
         raise ConfigError(key, path, str(error).removeprefix(f"{path}: ")) from None
+
+
+def check_normalization(cfg) -> None:
+    """Raises ConfigError where images are normalised otherwise than the weights' pretraining had them.
+
+    Of weights that say so: this plugin's checkpoints. The features would be of other colours.
+    """
+    key, path = "MODEL.WEIGHTS_INIT.PARAMS_FILE", cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE
+    if pretrains(cfg) or not (path and os.path.isfile(path)):
+        return
+    try:
+        known = normalization_of(read_checkpoint(path))
+    except (CheckpointError, OSError):  # `check_weights` says why
+        return
+    wanted = {}
+    for split in ("TRAIN", "TEST") if known else ():
+        for place, transform in enumerate(cfg.DATA[split].TRANSFORMS):
+            for name, expected in zip(("mean", "std"), known or ()):
+                if transform["name"] == "Normalize" and not np.allclose(
+                    transform[name], expected, rtol=0, atol=_SAME_NORMALIZATION
+                ):
+                    wanted[f"DATA.{split}.TRANSFORMS.{place}.{name}"] = expected
+    if wanted:
+        remedy = " ".join(shlex.quote(override(each, value)) for each, value in wanted.items())
+        raise ConfigError(
+            key,
+            path,
+            f"was pretrained on images that were normalised otherwise; set as there {remedy}",
+        )
