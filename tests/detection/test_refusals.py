@@ -52,6 +52,11 @@ def refusal(capfd, *arguments) -> str:
         (("--resume",), "--resume: flags go before"),
         (("SEED",), "SEED: overrides are pairs, KEY VALUE"),
         (("SOLVER.BASELR", "0.1"), "SOLVER.BASELR 0.1 (is SOLVER.BASE_LR meant?)"),
+        (
+            ("MODEL.ROI_HEADS.NUM_CLASSES", "80"),
+            "NUM_CLASSES 80, but dataset voc_2007_trainval has",
+        ),
+        (("TEST.AUG.ENABLED", "True"), "TEST.AUG.ENABLED True: nothing here reads it"),
         (("SOLVER.MAX_ITER", "30"), "SOLVER.STEPS (25, 35): the rate would not fall behind"),
         (("SOLVER.WARMUP_ITERS", "41"), "WARMUP_ITERS 41 is longer than the training, SOLVER.MAX_"),
     ],
@@ -63,6 +68,15 @@ def test_what_a_user_can_mend_is_one_line_before_any_work(
     given = ["MODEL.WEIGHTS", checkpoints.authors, "OUTPUT_DIR", output, *options]
     assert message in refusal(capfd, "--config-file", VOC, *SMALL, *given)
     assert not output.exists()
+
+
+def test_an_address_without_an_answer_is_named(voc_in_place, tmp_path, capfd):
+    from vissl_barlow.detection.__main__ import main
+
+    given = ["MODEL.WEIGHTS", "http://localhost:9/c.pth", "OUTPUT_DIR", str(tmp_path / "run")]
+    assert main(["--config-file", VOC, *SMALL, *given]) == 1
+    last = capfd.readouterr().err.splitlines()[-1]  # after Detectron2's log
+    assert last.startswith("error: MODEL.WEIGHTS http://localhost:9/c.pth: cannot be downloaded")
 
 
 def test_a_checkpoint_says_how_its_images_were_normalised(

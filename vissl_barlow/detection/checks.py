@@ -21,6 +21,7 @@ from vissl_barlow.detection.config import (
     check_precision,
     check_schedule,
     check_trunk,
+    check_unread,
     leaves,
     pixels_of,
     refuse,
@@ -61,6 +62,7 @@ def check_run(cfg: CfgNode, args: argparse.Namespace, recipe: CfgNode) -> None:
     trained_on = () if args.eval_only else cfg.DATASETS.TRAIN
     checks += [partial(_check_dataset, name, tested=False) for name in trained_on]
     checks += [partial(_check_dataset, name, tested=True) for name in cfg.DATASETS.TEST]
+    checks += [partial(_check_classes, cfg), partial(check_unread, cfg)]
     if not args.eval_only:
         checks.append(partial(_check_name, args.config_file))
         checks.append(partial(check_schedule, cfg.SOLVER, recipe.SOLVER))
@@ -95,9 +97,9 @@ def _check_name(config_file: str) -> None:
 def _normalization(cfg: CfgNode, args: argparse.Namespace) -> Normalization:
     """Of the images that the weights were trained on; the paper's where nothing says so."""
     resumed = last_checkpoint(Path(cfg.OUTPUT_DIR)) if args.resume and not args.eval_only else None
-    path = resumed or Path(PathManager.get_local_path(cfg.MODEL.WEIGHTS))
-    config = path.with_name("config.yaml")
     try:
+        path = resumed or Path(PathManager.get_local_path(cfg.MODEL.WEIGHTS))
+        config = path.parent / "config.yaml"
         if (resumed or args.eval_only) and config.is_file():
             return pixels_of(config)
         return normalization_of(read_checkpoint(path)) or PAPERS
@@ -122,13 +124,30 @@ def _check_dataset(name: str, *, tested: bool) -> None:
         metric_note(metadata)
 
 
+def _check_classes(cfg: CfgNode) -> None:
+    own = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        classes = MetadataCatalog.get(name).get("thing_classes") or ()
+        if len(classes) not in (0, own):
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES {own}, but dataset {name} has {len(classes)} classes:"
+                f" set it to {len(classes)}"
+            )
+
+
 def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
     resumes = args.resume and last_checkpoint(Path(cfg.OUTPUT_DIR)) is not None
     if resumes and not args.eval_only:
         return
     if not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: give the checkpoint to transfer")
-    path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
+    try:
+        path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
+    except OSError as error:
+        raise ValueError(
+            f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: cannot be downloaded ({error}): download it yourself,"
+            " and name the file"
+        ) from None
     if not os.path.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: no such file")
     if not args.eval_only:

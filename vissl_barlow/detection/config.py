@@ -230,6 +230,26 @@ def check_schedule(solver: Any, recipe: Any) -> None:
     refuse(faults)
 
 
+def check_unread(cfg: Any) -> None:
+    """Refuses what Detectron2's tools/train_net.py does and its trainer, which runs here, does not.
+
+    Args:
+        cfg: a config node with `TEST`.
+
+    Raises:
+        ValueError: naming the keys that would have no effect.
+    """
+    asked = {
+        "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
+        "TEST.EXPECTED_RESULTS": cfg.TEST.EXPECTED_RESULTS,
+    }
+    refuse(
+        f"{key} {value}: nothing here reads it, and the numbers would be those without: leave it out"
+        for key, value in asked.items()
+        if value
+    )
+
+
 def refuse(faults: Iterable[str]) -> None:
     """Raises ValueError with a line for each fault, if there is any."""
     if lines := "\n".join(faults):
