@@ -274,7 +274,9 @@ def _repeats(runs: Iterable[Run]) -> dict[Run, Run]:
         weights = run.weights and (run.weights_sha256 or run.weights["path"])
         data = run.starts[-1].get("data") or {}
         images = tuple(str(split.get("paths")) for split in data.values())
-        same = (run.config, run.settings, run.departures, run.seed, weights, images)
+        # Without a seed, Detectron2 draws one for each.
+        seed = run.seed if run.seed >= 0 else run.folder
+        same = (run.config, run.settings, run.departures, seed, weights, images)
         if last.setdefault(same, run) is not run:
             repeats[run] = last[same]
     return repeats
