@@ -110,7 +110,7 @@ def test_a_checkpoint_says_how_its_images_were_normalised(
     trainer.prepare(trainer.argument_parser().parse_args([*evaluated, *typed]))
 
 
-@pytest.mark.parametrize("flags", [(), ("--scale-batch-and-lr", "--num-gpus", 8)])
+@pytest.mark.parametrize("flags", [(), ("--scale-batch-and-lr", "--num-gpus", 4)])
 def test_another_length_of_training_wants_steps_of_its_own(
     flags, voc_in_place, checkpoints, tmp_path, capfd
 ):

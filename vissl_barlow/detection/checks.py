@@ -38,11 +38,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 
-def check_run(cfg: CfgNode, args: argparse.Namespace, recipe: CfgNode) -> None:
+def check_run(cfg: CfgNode, args: argparse.Namespace, typed: CfgNode, recipe: CfgNode) -> None:
     """Finds in seconds what would fail after minutes of loading, or would fail silently.
 
     Args:
-        recipe: `cfg` without the command's overrides.
+        typed, recipe: its section `SOLVER` before it was scaled, and without the command's overrides.
 
     Raises:
         ValueError: a line for each fault: a data set is missing, the hardware, the config or
@@ -65,7 +65,7 @@ def check_run(cfg: CfgNode, args: argparse.Namespace, recipe: CfgNode) -> None:
     checks += [partial(_check_classes, cfg), partial(check_unread, cfg)]
     if not args.eval_only:
         checks.append(partial(_check_name, args.config_file))
-        checks.append(partial(check_schedule, cfg.SOLVER, recipe.SOLVER))
+        checks.append(partial(check_schedule, typed, recipe))
         checks.append(partial(check_precision, cfg))
         checks.append(partial(check_folder, cfg, resume=args.resume))
     checks.append(partial(_check_weights, cfg, args))

@@ -281,8 +281,12 @@ def run(args: argparse.Namespace, cfg: CfgNode, data: Mapping[str, Any]) -> None
 def prepare(args: argparse.Namespace) -> CfgNode:
     """The config of a run that can start: `build_config`, then `check_run`; same errors."""
     cfg = build_config(args)
-    recipe = build_config(argparse.Namespace(**{**vars(args), "opts": []}))
-    check_run(cfg, args, recipe)
+    # What is to be typed is in the recipe's own units.
+    unscaled = {**vars(args), "scale_batch_and_lr": False}
+    typed, recipe = (
+        build_config(argparse.Namespace(**each)) for each in (unscaled, unscaled | {"opts": []})
+    )
+    check_run(cfg, args, typed.SOLVER, recipe.SOLVER)
     return cfg
 
 
