@@ -97,7 +97,7 @@ def write_provenance(
         processes: over all machines.
         data: of each split, "train" or "test", how many `images` and `classes` (None without labels) it
             has, the `paths` of its folders or lists, and its `source`. Entries of older versions have
-            no `data`; those of detection have it empty.
+            no `data`, or of detection an empty one.
         derived: the values that nobody gave and that were chosen, each a `key`, a `value` and a
             `reason`; of no other runs is there such an entry.
         anew: whether it begins from nothing, where False is a resume: `note_left` is then to be called

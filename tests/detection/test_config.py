@@ -11,7 +11,7 @@ import pytest
 from fvcore.common.config import CfgNode
 
 from vissl_barlow.detection.config import check_hardware, check_input, config_path
-from vissl_barlow.detection.datasets import check_dataset, metric_note
+from vissl_barlow.detection.datasets import check_dataset, count_images, data_of, metric_note
 
 LEAVES = (
     "voc0712_faster_rcnn_R50_C4_24k",
@@ -160,6 +160,19 @@ def test_inputs_that_ruin_pretrained_features_are_refused(name, key, value, mess
         check_input(cfg)
 
 
+def test_images_are_normalised_as_in_pretraining():
+    other = ([0.5, 0.25, 0.2], [0.2, 0.25, 0.5])
+    cfg = load(LEAVES[0])
+    with pytest.raises(
+        ValueError, match=r"PIXEL_MEAN is .*set it to \[127.5, 63.75, 51.0\]\n.*_STD"
+    ):
+        check_input(cfg, other)
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [127.5, 63.75, 51.0], [51.0, 63.75, 127.5]
+    check_input(cfg, other)
+    with pytest.raises(ValueError, match="PIXEL_MEAN is"):
+        check_input(cfg)
+
+
 def hardware(cfg, **changes):
     check_hardware(cfg, **{"processes": 1, "processes_per_machine": 1, "gpus": 0} | changes)
 
@@ -206,6 +219,37 @@ def test_missing_datasets_are_named_with_the_folder_expected(tmp_path, monkeypat
     coco = SimpleNamespace(json_file=str(tmp_path / "a.json"), image_root=str(tmp_path / "val"))
     with pytest.raises(ValueError, match=r"expected \S+/val and \S+/a.json"):
         check_dataset("coco_2017_val", coco)
+
+
+def test_images_are_counted_and_their_files_are_there(tmp_path):
+    voc = SimpleNamespace(dirname=str(tmp_path), split="test")
+    names = ["000001", "000002"]
+    for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"{name}.{ending}").touch()
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("\n".join(names) + "\n")
+    assert count_images("voc_2007_test", voc) == len(names)
+    read = data_of({"test": {"voc_2007_test": voc, "voc_2012_test": voc}})
+    assert read["test"]["images"] == 2 * len(names)
+    (tmp_path / "Annotations" / "000002.xml").unlink()
+    with pytest.raises(
+        ValueError, match=r"test.txt: 1 files .* missing: \S+ions/000002.xml; unpack"
+    ):
+        count_images("voc_2007_test", voc)
+
+    listed = tmp_path / "val.json"
+    coco = SimpleNamespace(json_file=str(listed), image_root=str(tmp_path / "JPEGImages"))
+    listed.write_text(json.dumps({"images": [{"file_name": "000001.jpg"}]}))
+    assert count_images("coco_2017_val", coco) == 1
+    for number, (text, reason) in enumerate(
+        (('{"images": []}', "is empty"), ("{", "cannot be read"))
+    ):
+        coco.json_file = str(tmp_path / f"{number}.json")
+        Path(coco.json_file).write_text(text)
+        with pytest.raises(ValueError, match=rf"coco_2017_val: \S+{number}.json.*{reason}"):
+            count_images("coco_2017_val", coco)
 
 
 def test_the_metric_is_named_for_what_it_is():

@@ -56,6 +56,7 @@ def make_trainer(data, checkpoints, tmp_path):
     register_pascal_voc("drawn_voc", str(data / "VOC2007"), "trainval", 2007)
     MetadataCatalog.get("drawn_voc").evaluator_type = "pascal_voc"
     options = ("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "(1,)", "TEST.EVAL_PERIOD", 1)
+    options += ("SOLVER.WARMUP_ITERS", 1)
     names = ("DATASETS.TRAIN", "('drawn_voc',)", "DATASETS.TEST", "('drawn_voc',)")
     where = ("MODEL.WEIGHTS", checkpoints.authors, "OUTPUT_DIR", tmp_path)
     try:

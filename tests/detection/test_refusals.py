@@ -1,13 +1,15 @@
 """What is refused before any work, in one line; the weights are read, nothing is trained."""
 
+import shutil
+
 import pytest
 import torch
 import torchvision
-from detection_runs import FPN, SMALL, VOC, build, config
+from detection_runs import CPU, FPN, SMALL, VOC, build, config
 from files_with_code import malicious
 
 from vissl_barlow.checkpoint import CheckpointError, TrunkDepth
-from vissl_barlow.detection.config import check_trunk
+from vissl_barlow.detection.config import check_trunk, shipped_configs
 
 pytestmark = pytest.mark.detectron2
 
@@ -50,6 +52,13 @@ def refusal(capfd, *arguments) -> str:
         (("--resume",), "--resume: flags go before"),
         (("SEED",), "SEED: overrides are pairs, KEY VALUE"),
         (("SOLVER.BASELR", "0.1"), "SOLVER.BASELR 0.1 (is SOLVER.BASE_LR meant?)"),
+        (
+            ("MODEL.ROI_HEADS.NUM_CLASSES", "80"),
+            "NUM_CLASSES 80, but dataset voc_2007_trainval has",
+        ),
+        (("TEST.AUG.ENABLED", "True"), "TEST.AUG.ENABLED True: nothing here reads it"),
+        (("SOLVER.MAX_ITER", "30"), "SOLVER.STEPS (25, 35): the rate would not fall behind"),
+        (("SOLVER.WARMUP_ITERS", "41"), "WARMUP_ITERS 41 is longer than the training, SOLVER.MAX_"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_before_any_work(
@@ -59,6 +68,78 @@ def test_what_a_user_can_mend_is_one_line_before_any_work(
     given = ["MODEL.WEIGHTS", checkpoints.authors, "OUTPUT_DIR", output, *options]
     assert message in refusal(capfd, "--config-file", VOC, *SMALL, *given)
     assert not output.exists()
+
+
+def test_an_address_without_an_answer_is_named(voc_in_place, tmp_path, capfd):
+    from vissl_barlow.detection.__main__ import main
+
+    given = ["MODEL.WEIGHTS", "http://localhost:9/c.pth", "OUTPUT_DIR", str(tmp_path / "run")]
+    assert main(["--config-file", VOC, *SMALL, *given]) == 1
+    last = capfd.readouterr().err.splitlines()[-1]  # after Detectron2's log
+    assert last.startswith("error: MODEL.WEIGHTS http://localhost:9/c.pth: cannot be downloaded")
+
+
+def test_a_checkpoint_says_how_its_images_were_normalised(
+    voc_in_place, checkpoints, tmp_path, capfd
+):
+    """In training; where it resumes or evaluates, the config of the training does."""
+    from vissl_barlow.detection import trainer
+    from vissl_barlow.detection.__main__ import main
+
+    key = "DATA.TRAIN.TRANSFORMS.0"
+    noted = {f"{key}.name": "BarlowTwoViews"}
+    noted |= {f"{key}.{what}.{i}": 0.5 for what in ("mean", "std") for i in range(3)}
+    checkpoint = torch.load(checkpoints.vissl, weights_only=True)
+    checkpoint["classy_state_dict"]["experiment"] = noted
+    torch.save(checkpoint, tmp_path / "own.torch")
+    given = ["--config-file", VOC, *SMALL, "MODEL.WEIGHTS", str(tmp_path / "own.torch")]
+    given += ["OUTPUT_DIR", str(tmp_path / "run")]
+    assert main(given) == 1
+    mean, std = capfd.readouterr().err.splitlines()
+    assert "PIXEL_MEAN is [123.675" in mean and mean.endswith("to [127.5, 127.5, 127.5]")
+    assert "PIXEL_STD is [58.395" in std
+    typed = ["MODEL.PIXEL_MEAN", "[127.5,127.5,127.5]", "MODEL.PIXEL_STD", "[127.5,127.5,127.5]"]
+    cfg = trainer.prepare(trainer.argument_parser().parse_args([*given, *typed]))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(cfg.dump())
+    detector = tmp_path / "run" / "model_final.pth"
+    torch.save({"model": build(VOC, *SMALL).state_dict()}, detector)
+    evaluated = ["--eval-only", *given, "MODEL.WEIGHTS", str(detector)]
+    assert main(evaluated) == 1
+    assert "MODEL.PIXEL_MEAN is [123.675" in capfd.readouterr().err
+    trainer.prepare(trainer.argument_parser().parse_args([*evaluated, *typed]))
+
+
+@pytest.mark.parametrize("flags", [(), ("--scale-batch-and-lr", "--num-gpus", 4)])
+def test_another_length_of_training_wants_steps_of_its_own(
+    flags, voc_in_place, checkpoints, tmp_path, capfd
+):
+    """Detectron2 leaves out those behind the end, and trains at one rate."""
+    given = (*flags, "--config-file", VOC, *CPU, "MODEL.WEIGHTS", checkpoints.authors)
+    given += ("OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", 12000)
+    told = refusal(capfd, *given)
+    assert "MAX_ITER 12000 with SOLVER.STEPS (18000, 22000), of 24000 iterations" in told
+    assert told.endswith('add SOLVER.STEPS "(9000, 11000)"\n')
+
+
+def test_a_changed_copy_of_a_shipped_config_wants_a_name_of_its_own(
+    voc_in_place, checkpoints, tmp_path, capfd
+):
+    from vissl_barlow.detection import trainer
+
+    for file in shipped_configs().values():
+        shutil.copy(file, tmp_path)
+    copy = tmp_path / f"{VOC}.yaml"
+    given = ("--config-file", copy, *SMALL, "MODEL.WEIGHTS", checkpoints.authors)
+    given = tuple(map(str, (*given, "OUTPUT_DIR", tmp_path / "run")))
+    trainer.prepare(trainer.argument_parser().parse_args(given))
+    copy.write_text(copy.read_text().replace("BASE_LR: 0.1", "BASE_LR: 0.02"))
+    told = refusal(capfd, *given)
+    assert f"{copy} has the name" in told and "other values (SOLVER.BASE_LR)" in told
+    renamed = copy.rename(tmp_path / "moco.yaml")
+    trainer.prepare(
+        trainer.argument_parser().parse_args(["--config-file", str(renamed), *given[2:]])
+    )
 
 
 def test_all_faults_are_said_at_once(checkpoints, tmp_path, capfd):

@@ -151,7 +151,7 @@ def svm(
 
 
 def detection(
-    folder: Path, weights: Path, boxes: dict, *overrides: str, seed=0, evaluated=None
+    folder: Path, weights: Path, boxes: dict, *overrides: str, seed=0, evaluated=None, data=None
 ) -> Path:
     """Faster R-CNN on VOC, as Detectron2 and this plugin's command leave it after the last iteration,
     or after what `evaluated` says."""
@@ -160,7 +160,7 @@ def detection(
         *("--config-file", "voc0712_faster_rcnn_R50_C4_24k", "MODEL.WEIGHTS", str(weights)),
         *("OUTPUT_DIR", str(folder), "SEED", str(seed), *overrides),
     ]
-    write(folder, start(command, weights=weights, seed=seed))
+    write(folder, start(command, weights=weights, seed=seed, data=data))
     (folder / "config.yaml").write_text("VERSION: 2\n")
     last = {"start": "training", "iteration": 24000, "max_iter": 24000}
     content = {"voc_2007_test": {"metric": "VOC's", "bbox": boxes, "evaluated": evaluated or last}}

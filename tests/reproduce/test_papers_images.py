@@ -43,6 +43,28 @@ def test_other_images_do_not_and_it_is_said_why(tmp_path, main_run, data):
     assert f"{numbers} instead of" in told
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [
+        (16551, 4952, None),
+        (16551, 8, "8 test images instead of 4,952"),
+        (5011, 4952, "5,011 train images instead of 16,551"),
+    ],
+)
+def test_detection_on_other_images_is_no_row_of_the_papers(tmp_path, main_run, train, test, told):
+    """Detectron2 knows its data sets by the names of their folders alone."""
+    data = {
+        split: {"images": n, "classes": None} for split, n in (("train", train), ("test", test))
+    }
+    boxes = {"AP": 90.0, "AP50": 95.0, "AP75": 92.0}
+    run = detection(tmp_path / "runs" / "v", main_run / "checkpoint.torch", boxes, data=data)
+    found = find_runs(tmp_path / "runs")
+    shown = report_table("table4", "imagenet", found)
+    measured = {r.figure: r.ours for r in shown.rows if r.runs}
+    assert measured == ({} if told else {f"box {name}": value for name, value in boxes.items()})
+    assert told is None or told in left_out(found, [shown])[run]
+
+
 def test_an_evaluation_of_a_pretraining_on_other_images_has_a_row_of_its_own(tmp_path):
     images = {"train": {"images": 96, "classes": None}}
     other = pretraining(tmp_path / "p", "resnet50_in1k_1000ep", data=images)

@@ -153,6 +153,17 @@ def test_transfer_by_vissls_tools_and_by_detectron2(tmp_path, main_run):
     }
 
 
+def test_trainings_of_detectors_without_a_seed_are_no_repetition_of_one(tmp_path, main_run):
+    """Detectron2's own default, -1, draws one for each."""
+    weights = main_run / "checkpoint.torch"
+    for seed in (-1, -1, 0, 0):
+        name = f"{seed} {len(list((tmp_path / 'runs').glob('[0-9-]*')))}"
+        boxes = {"AP": 56.0 + seed, "AP50": 82.0, "AP75": 63.0}
+        detection(tmp_path / "runs" / name, weights, boxes, seed=seed)
+    voc = row(report(tmp_path), "table4", "VOC07+12 detection", "box AP")
+    assert (voc["seeds"], float(voc["ours"])) == ("-1 -1 0", pytest.approx(166 / 3))
+
+
 def test_the_digits_stand_apart(tmp_path, baseline):
     runs = tmp_path / "runs"
     probed(experiment(runs, "table5", "Baseline", "digits"), 0.97)

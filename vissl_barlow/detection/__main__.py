@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from torch.multiprocessing import ProcessRaisedException
+
 from vissl_barlow.stop_signals import stopped_by_ctrl_c
 
 INSTALL = (
@@ -17,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Returns the exit status; what a user can mend is reported in one line for each fault."""
     try:
         from vissl_barlow.detection import trainer
+        from vissl_barlow.detection.machines import UnlikeMachines
     except ImportError as error:
         absent = error.name == "detectron2"
         reason = INSTALL if absent else f"Detectron2 does not import: {error}"
@@ -30,7 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
             for fault in str(error).splitlines():
                 print(f"error: {fault}", file=sys.stderr)
             return 1
-        trainer.launch_run(args, cfg)
+        try:
+            trainer.launch_run(args, cfg)
+        except ProcessRaisedException as error:
+            kind, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
+            if not kind.endswith(f".{UnlikeMachines.__name__}"):
+                raise
+            print(f"error: {message}", file=sys.stderr)
+            return 1
     except KeyboardInterrupt:
         raise stopped_by_ctrl_c() from None
     return 0

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from vissl_barlow.checkpoint import TrunkDepth
 from vissl_barlow.paths import config_folder
 from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD
 
+# Mean and standard deviation of each channel.
+Normalization = tuple[Sequence[float], Sequence[float]]
+PAPERS: Normalization = (IMAGENET_MEAN, IMAGENET_STD)
 # Detectron2 subtracts and divides in the units of its input, 0 to 255.
-PIXEL_MEAN = tuple(255 * value for value in IMAGENET_MEAN)
-PIXEL_STD = tuple(255 * value for value in IMAGENET_STD)
+_PIXEL_RANGE = 255
 # Published configs round to two or three decimals; Caffe's values are off by 1 and more.
 PIXEL_TOLERANCE = 0.01
 # Layers whose normalisation Detectron2 takes from a config key of their own.
@@ -31,15 +36,37 @@ def config_path(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_file():
         return path
-    folder = config_folder("benchmark_configs") / "detectron2"
-    shipped = {file.stem: file for file in folder.glob("*.yaml")}
+    shipped = shipped_configs()
     if name in shipped:
         return shipped[name]
     leaves = ", ".join(sorted(stem for stem in shipped if not stem.startswith("base_")))
     raise ValueError(f"--config-file {name!r} is neither a file nor one of: {leaves}")
 
 
-def check_input(cfg: Any) -> None:
+def shipped_configs() -> dict[str, Path]:
+    """The files in benchmark_configs/detectron2, by the names that reports tell their runs by."""
+    folder = config_folder("benchmark_configs") / "detectron2"
+    return {file.stem: file for file in folder.glob("*.yaml")}
+
+
+def datasets_of(name: str) -> dict[str, tuple[str, ...]]:
+    """Detectron2's names of the datasets of a shipped config, by "train" and "test"."""
+    content: dict[str, Any] = {"_BASE_": f"{name}.yaml"}
+    while "DATASETS" not in content:
+        content = yaml.safe_load((shipped_configs()[name].parent / content["_BASE_"]).read_text())
+    return {s: ast.literal_eval(content["DATASETS"][s.upper()]) for s in ("train", "test")}
+
+
+def pixels_of(config: Path) -> Normalization:
+    """What a training subtracts and divides by, in the range of 0 to 1, by its resolved config.yaml."""
+    model = yaml.safe_load(config.read_text())["MODEL"]
+    mean, std = (
+        [value / _PIXEL_RANGE for value in model[f"PIXEL_{key}"]] for key in ("MEAN", "STD")
+    )
+    return mean, std
+
+
+def check_input(cfg: Any, normalization: Normalization = PAPERS) -> None:
     """Refuses a config under which pretrained torchvision weights load silently but see garbage.
 
     The features would be computed from swapped colours, another scale, or with the strides in other
@@ -47,6 +74,7 @@ def check_input(cfg: Any) -> None:
 
     Args:
         cfg: a config node with `MODEL` and `INPUT`.
+        normalization: of the pretraining, in the range of 0 to 1.
 
     Raises:
         ValueError: a line for each fault, naming the key, its value and the value it needs.
@@ -62,7 +90,8 @@ def check_input(cfg: Any) -> None:
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; the pretrained weights expect RGB images:"
             " set it to 'RGB'"
         )
-    for key, expected in (("PIXEL_MEAN", PIXEL_MEAN), ("PIXEL_STD", PIXEL_STD)):
+    for key, channels in zip(("PIXEL_MEAN", "PIXEL_STD"), normalization):
+        expected = [_PIXEL_RANGE * value for value in channels]
         values = tuple(cfg.MODEL[key])
         if len(values) != len(expected) or not all(
             math.isclose(value, target, rel_tol=0, abs_tol=PIXEL_TOLERANCE)
@@ -164,6 +193,61 @@ def check_precision(cfg: Any) -> None:
             f"SOLVER.AMP.ENABLED is True, which needs a GPU, but MODEL.DEVICE is"
             f" {cfg.MODEL.DEVICE!r}: set it to False"
         )
+
+
+def check_schedule(solver: Any, recipe: Any) -> None:
+    """Refuses another length of training with steps of the rate that belong to the recipe's.
+
+    Detectron2 leaves out steps behind the end, and the rate never falls; in a longer training it falls
+    too early.
+
+    Args:
+        solver: the section `SOLVER`.
+        recipe: the same of the config file alone.
+
+    Raises:
+        ValueError: a line for each fault, naming the keys, their values and the values they need.
+    """
+    faults = []
+    length, steps = solver.MAX_ITER, tuple(solver.STEPS)
+    if "Step" in solver.LR_SCHEDULER_NAME:  # others have none
+        if length != recipe.MAX_ITER and steps and steps == tuple(recipe.STEPS):
+            scaled = tuple(round(step * length / recipe.MAX_ITER) for step in steps)
+            faults.append(
+                f"SOLVER.MAX_ITER {length} with SOLVER.STEPS {steps}, of {recipe.MAX_ITER} iterations:"
+                f' the rate would fall elsewhere in the training; add SOLVER.STEPS "{scaled}"'
+            )
+        elif any(step > length for step in steps):
+            faults.append(
+                f"SOLVER.STEPS {steps}: the rate would not fall behind the last iteration,"
+                f" SOLVER.MAX_ITER {length}: give steps within the training"
+            )
+    if solver.WARMUP_ITERS > length:
+        faults.append(
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is longer than the training,"
+            f" SOLVER.MAX_ITER {length}: the rate would be SOLVER.BASE_LR at its end alone; give fewer"
+        )
+    refuse(faults)
+
+
+def check_unread(cfg: Any) -> None:
+    """Refuses what Detectron2's tools/train_net.py does and its trainer, which runs here, does not.
+
+    Args:
+        cfg: a config node with `TEST`.
+
+    Raises:
+        ValueError: naming the keys that would have no effect.
+    """
+    asked = {
+        "TEST.AUG.ENABLED": cfg.TEST.AUG.ENABLED,
+        "TEST.EXPECTED_RESULTS": cfg.TEST.EXPECTED_RESULTS,
+    }
+    refuse(
+        f"{key} {value}: nothing here reads it, and the numbers would be those without: leave it out"
+        for key, value in asked.items()
+        if value
+    )
 
 
 def refuse(faults: Iterable[str]) -> None:

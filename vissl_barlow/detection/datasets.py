@@ -1,8 +1,11 @@
-"""Where Detectron2 looks for its datasets, and what their metric is; pure Python."""
+"""Where Detectron2 looks for its datasets, what is in them, and what their metric is; pure Python."""
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,64 @@ def check_dataset(name: str, metadata: Any) -> None:
     )
     paths = " and ".join(str(path.absolute()) for path in missing)
     raise ValueError(f"dataset {name} is missing: expected {paths} ({setting})")
+
+
+def count_images(name: str, metadata: Any) -> int:
+    """How many images a dataset has, by its list, which is read once; 0 for an unknown layout.
+
+    Raises:
+        ValueError: the list is empty or cannot be read, or a file that it names is not there.
+    """
+    paths = expected_paths(metadata)
+    if not paths:
+        return 0
+    *folders, listed = paths
+    try:
+        names = _listed(listed)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"dataset {name}: {listed} cannot be read ({error})") from None
+    endings = ("",) if listed.suffix == ".json" else (".jpg", ".xml")
+    absent = [file for each in zip(folders, endings) for file in _absent(*each, names)]
+    if absent or not names:
+        fault = (
+            f"{len(absent)} files that it names are missing: {absent[0]}" if absent else "is empty"
+        )
+        raise ValueError(f"dataset {name}: {listed}: {fault}; unpack the dataset anew")
+    return len(names)
+
+
+@functools.lru_cache(maxsize=8)
+def _listed(path: Path) -> Sequence[str]:
+    """What a list of images names: of VOC without its ending, of COCO below the folder of images."""
+    text = path.read_text()
+    if path.suffix == ".json":
+        return [image["file_name"] for image in json.loads(text)["images"]]
+    return [line.split()[0] for line in text.splitlines() if line.strip()]
+
+
+def _absent(folder: Path, ending: str, names: Iterable[str]) -> list[Path]:
+    there = set(os.listdir(folder))  # once for all, where a file server answers slowly
+    files = (f"{name}{ending}" for name in names)
+    return [folder / file for file in files if file not in there and not (folder / file).exists()]
+
+
+def data_of(splits: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What a run reads, as `provenance.write_provenance` has it.
+
+    Args:
+        splits: "train" and "test" to the metadata of its datasets by their names.
+    """
+    return {
+        split: {
+            "images": sum(count_images(name, metadata) for name, metadata in datasets.items()),
+            "classes": None,
+            "paths": [
+                str(path.absolute()) for m in datasets.values() for path in expected_paths(m)
+            ],
+            "source": ", ".join(datasets),
+        }
+        for split, datasets in splits.items()
+    }
 
 
 def metric_note(metadata: Any) -> str:

@@ -19,24 +19,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from vissl_barlow.atomic_files import write_text_atomically
-from vissl_barlow.checkpoint import read_trunk
 from vissl_barlow.detection import compat, roi_heads  # noqa: F401 (first: mends what follows)
-from vissl_barlow.detection.config import (
-    check_hardware,
-    check_input,
-    check_precision,
-    check_trunk,
-    config_path,
-    leaves,
-    refuse,
-)
-from vissl_barlow.detection.datasets import check_dataset, metric_note
+from vissl_barlow.detection.checks import check_run
+from vissl_barlow.detection.config import config_path, leaves, refuse
+from vissl_barlow.detection.datasets import data_of, metric_note
+from vissl_barlow.detection.machines import refuse_unlike_machines
 from vissl_barlow.detection.run_folder import (
     EVAL_ONLY,
     EVAL_ONLY_FOLDER,
     RESULTS_FILE,
     TRAINING,
-    check_folder,
     evaluated,
     forget_starts_without_checkpoint,
     last_checkpoint,
@@ -53,7 +45,7 @@ from vissl_barlow.stop_signals import (
 
 # isort: split
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.engine import (
     DefaultTrainer,
     default_argument_parser,
@@ -264,85 +256,12 @@ def _faults_of_merging(what: str, merge: Callable[[], Any]) -> list[str]:
     return []
 
 
-def check_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Finds in seconds what would fail after minutes of loading, or would fail silently.
-
-    Raises:
-        ValueError: a line for each fault: a data set is missing, the hardware, the config or
-            OUTPUT_DIR unfit, the weights missing, unreadable or not whole.
-    """
-    checks: list[Callable[[], None]] = [
-        partial(_check_machines, args),
-        partial(check_input, cfg),
-        partial(
-            check_hardware,
-            cfg,
-            processes=args.num_gpus * args.num_machines,
-            processes_per_machine=args.num_gpus,
-            gpus=torch.cuda.device_count(),
-        ),
-    ]
-    trained_on = () if args.eval_only else cfg.DATASETS.TRAIN
-    checks += [partial(_check_dataset, name, tested=False) for name in trained_on]
-    checks += [partial(_check_dataset, name, tested=True) for name in cfg.DATASETS.TEST]
-    if not args.eval_only:
-        checks.append(partial(check_precision, cfg))
-        checks.append(partial(check_folder, cfg, resume=args.resume))
-    checks.append(partial(_check_weights, cfg, args))
-    faults = []
-    for check in checks:
-        try:
-            check()
-        except (ValueError, OSError) as error:
-            faults.append(str(error))
-    refuse(faults)
-
-
-def _check_machines(args: argparse.Namespace) -> None:
-    if args.num_machines > 1 and args.dist_url == "auto":
-        raise ValueError(
-            f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT of the first one"
-        )
-
-
-def _check_dataset(name: str, *, tested: bool) -> None:
-    if name not in DatasetCatalog.list():
-        raise ValueError(f"dataset {name!r} is not registered with Detectron2")
-    metadata = MetadataCatalog.get(name)
-    check_dataset(name, metadata)
-    if tested:
-        metric_note(metadata)
-
-
-def _check_weights(cfg: CfgNode, args: argparse.Namespace) -> None:
-    resumes = args.resume and last_checkpoint(Path(cfg.OUTPUT_DIR)) is not None
-    if resumes and not args.eval_only:
-        return
-    if not cfg.MODEL.WEIGHTS:
-        raise ValueError("MODEL.WEIGHTS is empty: give the checkpoint to transfer")
-    path = PathManager.get_local_path(cfg.MODEL.WEIGHTS)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS}: no such file")
-    if not args.eval_only:
-        check_trunk(cfg, read_trunk(path).layout)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    try:
-        model = TransferTrainer.build_model(cfg)
-    except (AssertionError, KeyError) as error:
-        raise ValueError(f"the model of {args.config_file} cannot be built: {error}") from error
-    if args.eval_only:
-        StrictCheckpointer(model).load(path)
-    else:
-        load_backbone(model, path)
-
-
-def run(args: argparse.Namespace, cfg: CfgNode) -> None:
-    """One process of a run."""
+def run(args: argparse.Namespace, cfg: CfgNode, data: Mapping[str, Any]) -> None:
+    """One process of a run that reads `data`, as `data_of` has it."""
     if comm.get_world_size() > 1:
         let_through()
     end_loader_workers_at_exit()
+    refuse_unlike_machines(cfg, args, data)
     default_setup(cfg, args)
     if args.eval_only:
         model = TransferTrainer.build_model(cfg)
@@ -362,8 +281,19 @@ def run(args: argparse.Namespace, cfg: CfgNode) -> None:
 def prepare(args: argparse.Namespace) -> CfgNode:
     """The config of a run that can start: `build_config`, then `check_run`; same errors."""
     cfg = build_config(args)
-    check_run(cfg, args)
+    # What is to be typed is in the recipe's own units.
+    unscaled = {**vars(args), "scale_batch_and_lr": False}
+    typed, recipe = (
+        build_config(argparse.Namespace(**each)) for each in (unscaled, unscaled | {"opts": []})
+    )
+    check_run(cfg, args, typed.SOLVER, recipe.SOLVER)
     return cfg
+
+
+def _data(cfg: CfgNode, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    names = {"train": () if args.eval_only else cfg.DATASETS.TRAIN, "test": cfg.DATASETS.TEST}
+    splits = {split: {name: MetadataCatalog.get(name) for name in names[split]} for split in names}
+    return data_of({split: datasets for split, datasets in splits.items() if datasets})
 
 
 def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -371,7 +301,7 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         # Where it sees a GPU, Detectron2 joins processes over NCCL, which cannot move CPU tensors.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    folder = Path(cfg.OUTPUT_DIR)
+    folder, data = Path(cfg.OUTPUT_DIR), _data(cfg, args)
     recorded = args.machine_rank == 0
     if recorded:
         folder.mkdir(parents=True, exist_ok=True)
@@ -382,6 +312,7 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
             command_line(),
             weights=cfg.MODEL.WEIGHTS and PathManager.get_local_path(cfg.MODEL.WEIGHTS),
             processes=args.num_gpus * args.num_machines,
+            data=data,
         )
     several = args.num_gpus * args.num_machines > 1
     with passed_on() if several else contextlib.nullcontext():
@@ -391,7 +322,7 @@ def launch_run(args: argparse.Namespace, cfg: CfgNode) -> None:
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args, cfg),
+            args=(args, cfg, data),
         )
     if recorded:
         note_hours(folder)

@@ -14,6 +14,7 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from vissl_barlow.detection.config import datasets_of, shipped_configs
 from vissl_barlow.own_images.choices import AUTO
 from vissl_barlow.paths import config_folder
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config, leaves
@@ -30,8 +31,8 @@ _SCALED_RATE = re.compile(r"config\.OPTIMIZER\.param_schedulers\.\w+\.\w*values?
 
 @functools.cache
 def data_sets() -> dict[str, dict[str, dict[str, int]]]:
-    """The data sets of the paper's experiments, by VISSL's name for them: split, "train" or "test", to
-    the number of its `images` and of their `classes`."""
+    """The data sets of the paper's experiments, by VISSL's or Detectron2's name for them: split,
+    "train" or "test", to the number of its `images` and, by VISSL's, of their `classes`."""
     return yaml.safe_load((config_folder("benchmark_configs") / "datasets.yaml").read_text())
 
 
@@ -91,7 +92,7 @@ def data_departures(config: str, starts: Sequence[Mapping[str, Any]]) -> Iterato
     read, as those of earlier versions.
 
     Args:
-        config: one of this plugin's, not on the digits.
+        config: one of this plugin's, not on the digits; Detectron2's too.
         starts: provenance; its `data` has the images and classes of each split.
     """
     # What a probe is tested on is no part of a pretraining.
@@ -145,6 +146,10 @@ def file_label(weights: Mapping[str, str | None]) -> str:
 
 
 def _expected(config: str, split: str) -> Iterator[dict[str, int]]:
+    if config in shipped_configs():
+        names = datasets_of(config)[split]
+        yield {"images": sum(data_sets()[name][split]["images"] for name in names)}
+        return
     try:
         names = compose_config(config).DATA[split.upper()].DATASET_NAMES
     except HydraException:

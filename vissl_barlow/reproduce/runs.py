@@ -273,7 +273,9 @@ def _repeats(runs: Iterable[Run]) -> dict[Run, Run]:
             (str(split.get("paths")), split["images"], split.get("classes"))
             for split in data.values()
         )
-        same = (run.config, run.settings, run.departures, run.seed, weights, images)
+        # Without a seed, Detectron2 draws one for each.
+        seed = run.seed if run.seed >= 0 else run.folder
+        same = (run.config, run.settings, run.departures, seed, weights, images)
         if last.setdefault(same, run) is not run:
             repeats[run] = last[same]
     return repeats
@@ -359,7 +361,7 @@ def read_run(folder: Path, root: Path) -> Run:
         departures.update(not_the_digits(starts) if config.startswith(PRETRAIN_GROUP) else ())
     elif data == OWN:
         departures.update(own_images(starts))
-    elif not _detects(starts):
+    else:
         departures.update(data_departures(config, starts))
     run = Run(folder, starts, config, settings[0], result, frozenset(departures))
     if run.pretrains:

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
+import numpy as np
 from classy_vision.optim.param_scheduler import build_param_scheduler
 from hydra.errors import HydraException
 from vissl.utils import checkpoint as vissl_checkpoint
@@ -23,6 +24,8 @@ from vissl_barlow.vissl_plugin.components.weights import (
 from vissl_barlow.vissl_plugin.errors import ConfigError
 from vissl_barlow.vissl_plugin.hooks import pretrains
 
+# Data sets' own means are published to three or four decimals.
+_SAME_NUMBERS = 0.002
 CLASSIFICATION_LOSS = "cross_entropy_multiple_output_single_target"
 
 
@@ -148,16 +151,22 @@ def check_normalization(cfg) -> None:
     path = cfg.MODEL.WEIGHTS_INIT.PARAMS_FILE
     if pretrains(cfg) or not os.path.isfile(path):
         return
-    views = pretraining_views(read_checkpoint(path))
+    try:
+        views = pretraining_views(read_checkpoint(path))
+    except (CheckpointError, OSError):  # of a run that has begun, which does not read it again
+        return
     if views is None:
         return
     refusals = Refusals()
     for split in ("TEST",) if cfg.TEST_ONLY else ("TRAIN", "TEST"):
         for place, transform in enumerate(cfg.DATA[split].TRANSFORMS):
+            if transform["name"] != "Normalize":
+                continue
             for name, learnt in (("mean", list(views.mean)), ("std", list(views.std))):
                 key = f"DATA.{split}.TRANSFORMS.{place}.{name}"
                 given = transform.get(name)
-                if transform["name"] == "Normalize" and given != learnt and not is_typed(cfg, key):
+                same = np.allclose(given, learnt, rtol=0, atol=_SAME_NUMBERS)
+                if not (same or is_typed(cfg, key)):
                     remedy = (
                         f"the views that {path} was pretrained on were normalised otherwise; set "
                         f"{shlex.quote(override(key, learnt))}, or type this value to keep it"

@@ -24,6 +24,7 @@ from torch.utils.data.distributed import DistributedSampler
 from vissl.data import build_dataloader, build_dataset, get_sampler
 from vissl.trainer.train_task import SelfSupervisionTask
 from vissl.utils.checkpoint import get_checkpoint_folder
+from vissl.utils.env import get_machine_local_and_dist_rank
 from vissl.utils.misc import set_dataloader_seeds
 
 from vissl_barlow.distributed import world_size
@@ -55,6 +56,7 @@ from vissl_barlow.vissl_plugin.run.experiment import (
     weights_identity,
 )
 from vissl_barlow.vissl_plugin.run.images import images_of
+from vissl_barlow.vissl_plugin.run.nodes import refuse_unlike_nodes, settings_of_node
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -90,6 +92,7 @@ class BarlowTaskBase(SelfSupervisionTask):
             start_worker_server()
         # Here, because VISSL adds to the config while it builds the model and the loss.
         self.experiment = experiment_of(config)
+        self._settings = settings_of_node(config)
 
     def get_classy_state(self, deep_copy: bool = False) -> dict:
         state = super().get_classy_state(deep_copy=deep_copy)
@@ -121,6 +124,20 @@ class BarlowTaskBase(SelfSupervisionTask):
             datasets.setdefault("test", build_dataset(self.config, "TEST"))
         return {split: images_of(dataset) for split, dataset in datasets.items()}
 
+    def _refuse_unlike_nodes(self, known: Callable[[], dict]) -> None:
+        refuse_unlike_nodes(self.config, get_machine_local_and_dist_rank()[0], known)
+
+    def _refuse_other_commands(self) -> None:
+        """Before the nodes exchange anything: one that resumes waits for what the others never send."""
+        self._refuse_unlike_nodes(
+            lambda: {
+                **self._settings,
+                # A resumed run reads none: the file may be gone.
+                WEIGHTS: "" if self.checkpoint_path else self._weights,
+                "the checkpoint to resume": "there" if self.checkpoint_path else "none",
+            }
+        )
+
     @property
     def trains(self) -> bool:
         """Whether weights change: neither are features extracted, nor is a test all there is."""
@@ -131,9 +148,11 @@ class BarlowTaskBase(SelfSupervisionTask):
 
     def prepare_extraction(self, pin_memory: bool = False):
         self.extracts = True
+        self._refuse_other_commands()
         if not self.config.MODEL.WEIGHTS_INIT.PARAMS_FILE:
             refuse_untrained_heads(self.config, extracts=True)
         prepared = super().prepare_extraction(pin_memory=pin_memory)
+        self._refuse_unlike_nodes(lambda: self._images_identity)
         if is_primary():
             logging.info(summary_of(self))
             record_start(self, anew=True)  # no hook is run
@@ -189,7 +208,9 @@ class BarlowTaskBase(SelfSupervisionTask):
         return phases[:1] if self.config.TEST_ONLY else phases
 
     def prepare(self, pin_memory: bool = False):
+        self._refuse_other_commands()
         prepared = super().prepare(pin_memory=pin_memory)
+        self._refuse_unlike_nodes(lambda: self._images_identity)
         if self.config.TEST_ONLY:
             # That test is of the last epoch's model, and is recorded as the one after training is.
             self.train_phase_idx = self.num_train_phases - 1

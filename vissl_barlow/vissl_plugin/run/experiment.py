@@ -54,7 +54,7 @@ def experiment_of(cfg: Mapping) -> dict[str, Any]:
 
     Without the weights it starts from and the images, which are known by their content.
     """
-    settings = {key: value for key, value in _flat(cfg) if _counts(key, cfg["LOSS"]["name"])}
+    settings = {key: value for key, value in flat(cfg) if _counts(key, cfg["LOSS"]["name"])}
     chunk_size, batch_norm = settings.pop(CHUNK_SIZE, 0), settings.pop(_CHUNK_BATCH_NORM, "")
     settings = {k: v for k, v in settings.items() if k not in _LATER or v != _LATER[k]}
     processes = cfg["DISTRIBUTED"]["NUM_NODES"] * cfg["DISTRIBUTED"]["NUM_PROC_PER_NODE"]
@@ -173,7 +173,7 @@ def _value(settings: Mapping, key: str) -> Any:
 def _views_defaults() -> dict[str, Any]:
     parameters = signature(TwoViews).parameters.items()
     defaults = {name: each.default for name, each in parameters if each.default is not each.empty}
-    return dict(_flat({k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}))
+    return dict(flat({k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}))
 
 
 def _is_same(key: str, theirs, own, extend: bool, there: Mapping, now: Mapping) -> bool:
@@ -236,11 +236,12 @@ def _counts(key: str, loss: str) -> bool:
     return key == "SEED_VALUE" or not IRRELEVANT_KEYS.fullmatch(f"config.{key}")
 
 
-def _flat(section: Mapping | list, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(section: Mapping | list, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """A config's values by their dotted keys, as plain values; "empty" for a section without any."""
     items = section.items() if isinstance(section, Mapping) else enumerate(section)
     for name, value in items:
         if isinstance(value, Mapping | list | tuple) and len(value):
-            yield from _flat(
+            yield from flat(
                 value if isinstance(value, Mapping) else list(value), f"{prefix}{name}."
             )
         elif isinstance(value, Mapping | list | tuple):

@@ -9,7 +9,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from vissl_barlow.patient_files import FolderGone
 from vissl_barlow.stop_signals import STOP_SIGNALS, StopSignals, held_back, let_through
-from vissl_barlow.vissl_plugin.errors import RankFailed
+from vissl_barlow.vissl_plugin.errors import ConfigError, RankFailed
 
 # In the message of a process that fails because another one, which it was talking to, is gone.
 _LOST_CONNECTION = ("gloo", "nccl", "connection", "distbackenderror", "timed out", "pair closure")
@@ -79,7 +79,7 @@ def _describe_failure(
     """
     failed, text, how = error.error_index, str(error).strip(), "failed"
     kind, _, message = text.rpartition("\n")[2].partition(": ")
-    if kind.endswith(FolderGone.__name__):
+    if kind.endswith((FolderGone.__name__, f".{ConfigError.__name__}")):
         return message
     if any(sign in text.lower() for sign in _LOST_CONNECTION):
         killed = [
