@@ -1,5 +1,7 @@
-"""A pretraining by two processes on two nodes, in the folder `run`, long enough to be interrupted."""
+"""A pretraining by two processes on two nodes, in the folder `run`, long enough to be interrupted; and
+two nodes on this machine alone."""
 
+import socket
 from pathlib import Path
 
 from forked_runs import CONFIG as DIGITS
@@ -26,3 +28,20 @@ TWO_NODES = ("config.DISTRIBUTED.NUM_NODES=2", "config.DISTRIBUTED.NUM_PROC_PER_
 def steps(folder: Path) -> list[int]:
     """Those logged, in the order of the log."""
     return logged_steps(folder / "run")
+
+
+def meet_here() -> tuple[str, ...]:
+    """Overrides with which two nodes on this machine meet, at a port that is free."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return ("config.DISTRIBUTED.NUM_NODES=2", f"config.DISTRIBUTED.RUN_ID={address}")
+
+
+def as_node(number: str) -> dict[str, str]:
+    """How VISSL's launcher learns which node it is on, in a SLURM job: its environment there."""
+    return {
+        "SLURM_STEP_NODELIST": "node[0-1]",
+        "SLURMD_NODENAME": "node",
+        "SLURM_NODEID": number,
+    }

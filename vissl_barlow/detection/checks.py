@@ -23,12 +23,11 @@ from vissl_barlow.detection.config import (
     check_trunk,
     check_unread,
     leaves,
-    pixels_of,
     refuse,
     shipped_configs,
 )
 from vissl_barlow.detection.datasets import check_dataset, count_images, metric_note
-from vissl_barlow.detection.run_folder import check_folder, last_checkpoint
+from vissl_barlow.detection.run_folder import check_folder, last_checkpoint, pixels_of
 from vissl_barlow.detection.weights import StrictCheckpointer, load_backbone
 
 # isort: split

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from vissl_barlow.checkpoint import TrunkDepth
 from vissl_barlow.paths import config_folder
@@ -18,7 +15,7 @@ from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD
 Normalization = tuple[Sequence[float], Sequence[float]]
 PAPERS: Normalization = (IMAGENET_MEAN, IMAGENET_STD)
 # Detectron2 subtracts and divides in the units of its input, 0 to 255.
-_PIXEL_RANGE = 255
+PIXEL_RANGE = 255
 # Published configs round to two or three decimals; Caffe's values are off by 1 and more.
 PIXEL_TOLERANCE = 0.01
 # Layers whose normalisation Detectron2 takes from a config key of their own.
@@ -49,23 +46,6 @@ def shipped_configs() -> dict[str, Path]:
     return {file.stem: file for file in folder.glob("*.yaml")}
 
 
-def datasets_of(name: str) -> dict[str, tuple[str, ...]]:
-    """Detectron2's names of the datasets of a shipped config, by "train" and "test"."""
-    content: dict[str, Any] = {"_BASE_": f"{name}.yaml"}
-    while "DATASETS" not in content:
-        content = yaml.safe_load((shipped_configs()[name].parent / content["_BASE_"]).read_text())
-    return {s: ast.literal_eval(content["DATASETS"][s.upper()]) for s in ("train", "test")}
-
-
-def pixels_of(config: Path) -> Normalization:
-    """What a training subtracts and divides by, in the range of 0 to 1, by its resolved config.yaml."""
-    model = yaml.safe_load(config.read_text())["MODEL"]
-    mean, std = (
-        [value / _PIXEL_RANGE for value in model[f"PIXEL_{key}"]] for key in ("MEAN", "STD")
-    )
-    return mean, std
-
-
 def check_input(cfg: Any, normalization: Normalization = PAPERS) -> None:
     """Refuses a config under which pretrained torchvision weights load silently but see garbage.
 
@@ -91,7 +71,7 @@ def check_input(cfg: Any, normalization: Normalization = PAPERS) -> None:
             " set it to 'RGB'"
         )
     for key, channels in zip(("PIXEL_MEAN", "PIXEL_STD"), normalization):
-        expected = [_PIXEL_RANGE * value for value in channels]
+        expected = [PIXEL_RANGE * value for value in channels]
         values = tuple(cfg.MODEL[key])
         if len(values) != len(expected) or not all(
             math.isclose(value, target, rel_tol=0, abs_tol=PIXEL_TOLERANCE)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from vissl_barlow.detection.config import shipped_configs
 
 
 def expected_paths(metadata: Any) -> list[Path]:
@@ -102,6 +107,14 @@ def data_of(splits: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         }
         for split, datasets in splits.items()
     }
+
+
+def datasets_of(name: str) -> dict[str, tuple[str, ...]]:
+    """Detectron2's names of the datasets of a shipped config, by "train" and "test"."""
+    content: dict[str, Any] = {"_BASE_": f"{name}.yaml"}
+    while "DATASETS" not in content:
+        content = yaml.safe_load((shipped_configs()[name].parent / content["_BASE_"]).read_text())
+    return {s: ast.literal_eval(content["DATASETS"][s.upper()]) for s in ("train", "test")}
 
 
 def metric_note(metadata: Any) -> str:

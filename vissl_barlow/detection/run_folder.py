@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from vissl_barlow.detection.config import leaves
+from vissl_barlow.detection.config import PIXEL_RANGE, Normalization, leaves
 from vissl_barlow.provenance import PROVENANCE_FILE, file_sha256, read_provenance
 
 RESULTS_FILE = "results.json"
@@ -71,6 +71,15 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of the training in `folder`; None where none was begun or saved."""
     pointer = folder / _LAST_CHECKPOINT
     return folder / pointer.read_text().strip() if pointer.is_file() else None
+
+
+def pixels_of(config: Path) -> Normalization:
+    """What a training subtracts and divides by, in the range of 0 to 1, by its resolved config.yaml."""
+    model = yaml.safe_load(config.read_text())["MODEL"]
+    mean, std = (
+        [value / PIXEL_RANGE for value in model[f"PIXEL_{key}"]] for key in ("MEAN", "STD")
+    )
+    return mean, std
 
 
 def check_folder(cfg: Any, *, resume: bool) -> None:

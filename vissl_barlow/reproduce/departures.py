@@ -14,7 +14,8 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from vissl_barlow.detection.config import datasets_of, shipped_configs
+from vissl_barlow.detection.config import shipped_configs
+from vissl_barlow.detection.datasets import datasets_of
 from vissl_barlow.own_images.choices import AUTO
 from vissl_barlow.paths import config_folder
 from vissl_barlow.reproduce.overrides import PRETRAIN_GROUP, compose_config, leaves

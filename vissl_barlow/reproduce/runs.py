@@ -264,7 +264,8 @@ def _repeats(runs: Iterable[Run]) -> dict[Run, Run]:
     last: a mean over both would be one over a seed that was drawn twice."""
     last: dict[tuple, Run] = {}
     repeats: dict[Run, Run] = {}
-    finished = [run for run in runs if run.result]
+    # Without a seed, Detectron2 draws one for each.
+    finished = [run for run in runs if run.result and run.seed >= 0]
     for run in sorted(finished, key=lambda run: run.starts[-1]["started"], reverse=True):
         weights = run.weights and (run.weights_sha256 or run.weights["path"])
         data = run.starts[-1].get("data") or {}
@@ -273,9 +274,7 @@ def _repeats(runs: Iterable[Run]) -> dict[Run, Run]:
             (str(split.get("paths")), split["images"], split.get("classes"))
             for split in data.values()
         )
-        # Without a seed, Detectron2 draws one for each.
-        seed = run.seed if run.seed >= 0 else run.folder
-        same = (run.config, run.settings, run.departures, seed, weights, images)
+        same = (run.config, run.settings, run.departures, run.seed, weights, images)
         if last.setdefault(same, run) is not run:
             repeats[run] = last[same]
     return repeats

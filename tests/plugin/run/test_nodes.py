@@ -1,30 +1,20 @@
 """Nodes whose commands, images or folders differ: they train nothing together."""
 
 import shutil
-import socket
 
 import numpy as np
 from forked_runs import STEPS_PER_EPOCH
 from interrupted_runs import SHORT, checkpoints
 from PIL import Image
+from two_nodes import as_node, meet_here
 
 
 def both(server, folder, first=(), second=(), own_folders=False) -> list[str]:
     """What two nodes, of one process each, say last with these overrides; both must be refused."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = (
-        *SHORT,
-        "config.DISTRIBUTED.NUM_NODES=2",
-        f"config.DISTRIBUTED.RUN_ID=localhost:{port}",
-        "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=4",
-    )
+    command = (*SHORT, *meet_here(), "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=4")
     shared = () if own_folders else (f"config.CHECKPOINT.DIR={folder / '0'}",)
-    # How VISSL's launcher learns which node it is on, in a SLURM job.
-    name = {"SLURM_STEP_NODELIST": "node[0-1]", "SLURMD_NODENAME": "node"}
     runs = [
-        server.start(folder / node, *command, *shared, *overrides, **name, SLURM_NODEID=node)
+        server.start(folder / node, *command, *shared, *overrides, **as_node(node))
         for node, overrides in (("0", first), ("1", second))
     ]
     for run in runs:

@@ -2,13 +2,13 @@
 
 import os
 import signal
-import socket
 from pathlib import Path
 
 import pytest
 from forked_runs import TWO_PROCESSES
 from interrupted_runs import SHORT, assert_same_end, last_line
 from patience import slowdown
+from two_nodes import as_node, meet_here
 
 # Seconds instead of ten, twice, that the survivors of a run get to end by themselves.
 SHORT_GRACE = "config.BARLOW.GRACE_SECONDS=1"
@@ -58,22 +58,16 @@ def test_a_dead_process_ends_the_others_and_is_named(server, uninterrupted, tmp_
 
 @pytest.mark.parametrize("way", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_lost_node_is_named_by_the_ranks_it_may_be(server, tmp_path, way):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     command = (
-        "config.DISTRIBUTED.NUM_NODES=2",
-        f"config.DISTRIBUTED.RUN_ID=localhost:{port}",
+        *meet_here(),
         "config.DATA.TRAIN.BATCHSIZE_PER_REPLICA=4",
         f"config.CHECKPOINT.DIR={tmp_path / 'run'}",
         short_timeout(),
         "config.OPTIMIZER.num_epochs=1000",
         SHORT_GRACE,
     )
-    # How VISSL's launcher learns which node it is on, in a SLURM job.
-    name = {"SLURM_STEP_NODELIST": "node[0-1]", "SLURMD_NODENAME": "node"}
     first, second = (
-        server.start(tmp_path / folder, *command, **name, SLURM_NODEID=node)
+        server.start(tmp_path / folder, *command, **as_node(node))
         for node, folder in (("0", "run"), ("1", "other"))
     )
     first.wait_for_steps(3)
