@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from vissl_barlow.cpu_cache import rows_in_cache
 
@@ -91,9 +92,11 @@ class LARS(torch.optim.Optimizer):
         for group in self.param_groups:
             group.setdefault("clip", False)  # states from before it
 
+    # torch's compilers know no fused SGD on the CPU; what they would fuse is fused.
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns what `closure`, if given, returns."""
+        """One update; returns what `closure`, if given, returns. `torch.compile` leaves it out."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -235,7 +235,8 @@ def convert(module: nn.Module, group: ProcessGroup | None = None) -> nn.Module:
     """Swaps every batch normalisation in `module` for a `SyncBatchNorm` over `group`, in place.
 
     A layer's parameters, buffers, hooks, training flag, `qconfig` and any other attribute are kept,
-    the same tensors under the same names: optimizers and state dicts fit as before.
+    the same tensors under the same names: optimizers and state dicts fit as before. A layer that stands
+    in several places, of which torch's own conversion swaps the first, is one layer still.
 
     Returns:
         `module`, or the new layer where `module` is a batch normalisation itself.
@@ -243,6 +244,15 @@ def convert(module: nn.Module, group: ProcessGroup | None = None) -> nn.Module:
     Raises:
         ValueError: a lazy layer has not seen its first batch.
     """
+    return _convert(module, group, {})
+
+
+def _convert(
+    module: nn.Module, group: ProcessGroup | None, converted: dict[nn.Module, nn.Module]
+) -> nn.Module:
+    if module in converted:
+        return converted[module]
+    before = module
     if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm):
         if (
             isinstance(module, nn.modules.lazy.LazyModuleMixin)
@@ -252,11 +262,12 @@ def convert(module: nn.Module, group: ProcessGroup | None = None) -> nn.Module:
                 f"{type(module).__name__} does not know its number of channels yet: pass one batch "
                 "through the network before it is converted"
             )
-        converted = SyncBatchNorm(module.num_features, device="meta")
-        converted.__dict__.update(vars(module))
-        module = converted
+        module = SyncBatchNorm(module.num_features, device="meta")
+        module.__dict__.update(vars(before))
     if isinstance(module, SyncBatchNorm):
         module.process_group = group
-    for name, child in module.named_children():
-        setattr(module, name, convert(child, group))
+    converted[before] = module
+    for name, child in module._modules.items():
+        if child is not None:
+            setattr(module, name, _convert(child, group, converted))
     return module

@@ -1,16 +1,20 @@
 """`python -m vissl_barlow.checkpoint`."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torchvision
+from fvcore.common.config import CfgNode
 from torch import nn
 from trunks import assert_same, authors_training_checkpoint, convert
 
-from vissl_barlow.checkpoint import load_trunk
+from vissl_barlow.checkpoint import load_trunk, trunk_depth
+from vissl_barlow.detection.config import check_input, check_trunk
 from vissl_barlow.resnet import build_trunk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,3 +91,21 @@ def test_what_a_small_stem_wants_is_said_and_gives_its_features(tmp_path, capsys
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model.eval()(images), trunk(images))
+
+
+def test_what_detectron2s_config_wants_is_said(tmp_path, capsys):
+    """Under its own configs the weights load as well, and see other colours, scales and strides."""
+    trunk = build_trunk(50, width_multiplier=0.125).state_dict()
+    torch.save(trunk, tmp_path / "in.pth")
+    assert convert(tmp_path / "in.pth", tmp_path / "out.pth", "detectron2") == 0
+    resnets = {"DEPTH": 50, "STEM_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 64}
+    resnets |= {"RES2_OUT_CHANNELS": 256, "STRIDE_IN_1X1": True, "OUT_FEATURES": ["res4"]}
+    pixels = {"PIXEL_MEAN": [103.53, 116.28, 123.675], "PIXEL_STD": [1.0, 1.0, 1.0]}
+    model = {"RESNETS": resnets, "WEIGHTS": "out.pth", **pixels}
+    own = CfgNode({"MODEL": model, "INPUT": {"FORMAT": "BGR"}})
+    with pytest.raises(ValueError, match="STRIDE_IN_1X1 is True"):
+        check_input(own)
+    wanted = capsys.readouterr().out.partition("its config must have ")[2]
+    own.merge_from_list(shlex.split(wanted))
+    check_input(own)
+    check_trunk(own, trunk_depth(trunk))

@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 
 import pytest
@@ -307,3 +308,24 @@ def test_a_cuda_step_is_the_loops_and_never_waits_for_the_device():
     ):
         tolerance = FLOAT64_TOLERANCE
         torch.testing.assert_close(p.detach().cpu(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_compiled_training_step_updates_as_any_other():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    images = torch.randn(5, 4)
+    left = []
+    for compile in (lambda step: step, functools.partial(torch.compile, backend="aot_eager")):
+        model = copy.deepcopy(net)
+        optimizer = LARS(model.parameters(), 0.5, weight_decay=0.1, bias_lr_scale=0.1)
+
+        def step(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+
+        compiled = compile(step)
+        compiled()
+        compiled()
+        left.append(model.state_dict())
+    torch.testing.assert_close(*left)

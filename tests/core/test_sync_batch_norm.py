@@ -229,6 +229,14 @@ def test_statistics_far_from_zero_keep_their_digits():
     torch.testing.assert_close(pooled.variance, variance, rtol=1e-3, atol=0)
 
 
+def test_a_layer_in_several_places_is_one_converted_layer():
+    layer = nn.BatchNorm1d(C)
+    net = nn.Sequential(layer, nn.Sequential(nn.Linear(C, C), layer), layer)
+    convert(net)
+    assert isinstance(net[0], SyncBatchNorm)
+    assert net[2] is net[0] and net[1][1] is net[0]
+
+
 def test_convert_keeps_all_there_is_and_swaps_every_layer():
     net = nn.ModuleDict(
         {

@@ -19,6 +19,7 @@ from vissl_barlow.checkpoint.architecture import (
 )
 from vissl_barlow.checkpoint.names import (
     detectron2_name,
+    detectron2_resnet,
     to_detectron2,
     to_vissl,
     torchvision_name,
@@ -41,6 +42,7 @@ __all__ = [
     "check_values",
     "checkpoint_in",
     "detectron2_name",
+    "detectron2_resnet",
     "load_trunk",
     "read_checkpoint",
     "read_trunk",

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from vissl_barlow.atomic_files import atomic_file
 from vissl_barlow.checkpoint.exports import to_onnx, to_safetensors
-from vissl_barlow.checkpoint.names import to_detectron2, to_vissl
+from vissl_barlow.checkpoint.names import detectron2_resnet, to_detectron2, to_vissl
 from vissl_barlow.checkpoint.torch_file import checkpoint_in, save_atomically
 from vissl_barlow.checkpoint.trunk import Trunk, read_trunk
 from vissl_barlow.messages import listed
 from vissl_barlow.next_steps import next_steps
+from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD
 
 
 class _Format(NamedTuple):
@@ -73,7 +75,18 @@ def _convert(source: Path, target: Path, to: str, force: bool, prefix: str) -> s
 
 
 def _how_to_load(trunk: Trunk, to: str) -> str:
-    """What a model of torchvision's or timm's wants first; "" for nothing, and in other formats."""
+    """What another program's model wants first; "" for nothing."""
+    if to == "detectron2":
+        # Its own configs have BGR, another scale and Caffe's strides, under which the weights load as
+        # well; where only a depth or width is another, it warns, and trains from random weights.
+        settings = {
+            **{f"RESNETS.{key}": value for key, value in detectron2_resnet(trunk.layout).items()},
+            "RESNETS.STRIDE_IN_1X1": False,
+            "PIXEL_MEAN": [round(255 * value, 3) for value in IMAGENET_MEAN],
+            "PIXEL_STD": [round(255 * value, 3) for value in IMAGENET_STD],
+        }
+        words = [f"MODEL.{key} {shlex.quote(str(value))}" for key, value in settings.items()]
+        return f"; its config must have {' '.join(words)} INPUT.FORMAT RGB"
     if not trunk.layout.small_stem or to not in _NAMES_OF_TORCHVISION:
         return ""
     channels = trunk.state_dict["conv1.weight"].shape[0]

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vissl_barlow.checkpoint.architecture import trunk_depth
+from vissl_barlow.checkpoint.architecture import TrunkDepth, trunk_depth
 from vissl_barlow.checkpoint.torch_file import CheckpointError
 
 VISSL_PREFIX = "_feature_blocks."
@@ -57,6 +57,18 @@ def to_detectron2(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         )
     model = {detectron2_name(name): tensor for name, tensor in state_dict.items()}
     return {"model": model, "__author__": "vissl_barlow", "matching_heuristics": True}
+
+
+def detectron2_resnet(trunk: TrunkDepth) -> dict[str, int]:
+    """What Detectron2's `MODEL.RESNETS` must say of this trunk."""
+    channels = round(64 * trunk.width_multiplier)
+    return {
+        "DEPTH": trunk.depth,
+        "STEM_OUT_CHANNELS": channels,
+        "WIDTH_PER_GROUP": channels,
+        # A basic block puts out as many channels as it works on, a bottleneck four times as many.
+        "RES2_OUT_CHANNELS": channels if trunk.depth < 50 else 4 * channels,
+    }
 
 
 def detectron2_name(name: str) -> str:

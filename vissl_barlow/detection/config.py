@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vissl_barlow.checkpoint import TrunkDepth
+from vissl_barlow.checkpoint import TrunkDepth, detectron2_resnet
 from vissl_barlow.paths import config_folder
 from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD
 
@@ -97,15 +97,10 @@ def check_trunk(cfg: Any, trunk: TrunkDepth) -> None:
     """
     own = cfg.MODEL.RESNETS
     basic_blocks = trunk.depth < 50
-    wanted = {
-        "DEPTH": trunk.depth,
-        "STEM_OUT_CHANNELS": round(64 * trunk.width_multiplier),
-        "WIDTH_PER_GROUP": round(64 * trunk.width_multiplier),
-        # A basic block puts out as many channels as it works on, a bottleneck four times as many.
-        "RES2_OUT_CHANNELS": round((64 if basic_blocks else 256) * trunk.width_multiplier),
-    }
     settings = " ".join(
-        f"MODEL.RESNETS.{key} {value}" for key, value in wanted.items() if own[key] != value
+        f"MODEL.RESNETS.{key} {value}"
+        for key, value in detectron2_resnet(trunk).items()
+        if own[key] != value
     )
     if basic_blocks and "res5" not in own.OUT_FEATURES:
         raise ValueError(

@@ -131,8 +131,9 @@ class TwoViews:
             image: a PIL image of any mode (made RGB by `images.rgb_on_white`) or a uint8 array
                 (H, W, 3).
             rng: where both views' draws come from, A's first. Default: Python's module `random`,
-                which torch's DataLoader seeds in each worker and for each epoch from its own
-                generator.
+                which torch's DataLoader seeds in each worker when that starts, from torch's generator;
+                without workers `random.seed` decides. Processes that seed torch alike draw alike: of
+                several, give each another seed, or a `random.Random(view_seed(...))` for each image.
 
         Returns:
             Two tensors (3, S, S): float32 and normalised, or with `normalize_on_device` uint8 and in
