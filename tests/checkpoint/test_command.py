@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 from trunks import assert_same, authors_training_checkpoint, convert
 
-from vissl_barlow.checkpoint import load_trunk, trunk_depth
+from vissl_barlow.checkpoint import load_trunk, to_vissl, trunk_depth
 from vissl_barlow.detection.config import check_input, check_trunk
 from vissl_barlow.resnet import build_trunk
 
@@ -109,3 +109,27 @@ def test_what_detectron2s_config_wants_is_said(tmp_path, capsys):
     own.merge_from_list(shlex.split(wanted))
     check_input(own)
     check_trunk(own, trunk_depth(trunk))
+
+
+def test_how_the_views_were_normalised_is_said(tmp_path, capsys):
+    """Of a checkpoint that knows, where it is not as everywhere; other formats have no place for it."""
+    checkpoint = to_vissl(build_trunk(18, width_multiplier=0.125).state_dict())
+    torch.save(checkpoint, tmp_path / "unknown.torch")
+    numbers = {"mean": [0.5, 0.25, 0.75], "std": [0.25, 0.25, 0.5]}
+    options = {f"{name}.{i}": n for name in numbers for i, n in enumerate(numbers[name])}
+    checkpoint["classy_state_dict"]["experiment"] = {
+        f"DATA.TRAIN.TRANSFORMS.0.{key}": value
+        for key, value in {"name": "BarlowTwoViews", **options}.items()
+    }
+    torch.save(checkpoint, tmp_path / "own.torch")
+
+    def said(source, target, to):
+        assert convert(tmp_path / source, tmp_path / target, to) == 0
+        return capsys.readouterr().out.strip()
+
+    own = said("own.torch", "own.pth", "torchvision")
+    assert own.endswith(f"of images normalised by mean {numbers['mean']}, std {numbers['std']}")
+    assert said("unknown.torch", "unknown.pth", "torchvision").endswith("(torchvision)")
+    pixels = {name: [255 * n for n in numbers[name]] for name in numbers}
+    told = f"PIXEL_MEAN '{pixels['mean']}' MODEL.PIXEL_STD '{pixels['std']}'"
+    assert told in said("own.torch", "own.d2.pth", "detectron2")

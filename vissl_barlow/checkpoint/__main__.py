@@ -13,11 +13,11 @@ from torch import Tensor
 from vissl_barlow.atomic_files import atomic_file
 from vissl_barlow.checkpoint.exports import to_onnx, to_safetensors
 from vissl_barlow.checkpoint.names import detectron2_resnet, to_detectron2, to_vissl
+from vissl_barlow.checkpoint.pretraining import PAPERS_VIEWS
 from vissl_barlow.checkpoint.torch_file import checkpoint_in, save_atomically
 from vissl_barlow.checkpoint.trunk import Trunk, read_trunk
 from vissl_barlow.messages import listed
 from vissl_barlow.next_steps import next_steps
-from vissl_barlow.views import IMAGENET_MEAN, IMAGENET_STD
 
 
 class _Format(NamedTuple):
@@ -75,24 +75,28 @@ def _convert(source: Path, target: Path, to: str, force: bool, prefix: str) -> s
 
 
 def _how_to_load(trunk: Trunk, to: str) -> str:
-    """What another program's model wants first; "" for nothing."""
+    """What another program's model wants; "" for nothing but what every ResNet on ImageNet wants."""
+    views = trunk.views or PAPERS_VIEWS
     if to == "detectron2":
         # Its own configs have BGR, another scale and Caffe's strides, under which the weights load as
         # well; where only a depth or width is another, it warns, and trains from random weights.
         settings = {
             **{f"RESNETS.{key}": value for key, value in detectron2_resnet(trunk.layout).items()},
             "RESNETS.STRIDE_IN_1X1": False,
-            "PIXEL_MEAN": [round(255 * value, 3) for value in IMAGENET_MEAN],
-            "PIXEL_STD": [round(255 * value, 3) for value in IMAGENET_STD],
+            "PIXEL_MEAN": [round(255 * value, 3) for value in views.mean],
+            "PIXEL_STD": [round(255 * value, 3) for value in views.std],
         }
         words = [f"MODEL.{key} {shlex.quote(str(value))}" for key, value in settings.items()]
         return f"; its config must have {' '.join(words)} INPUT.FORMAT RGB"
+    wanted = ""
+    if (views.mean, views.std) != (PAPERS_VIEWS.mean, PAPERS_VIEWS.std):
+        wanted = f"; of images normalised by mean {list(views.mean)}, std {list(views.std)}"
     if not trunk.layout.small_stem or to not in _NAMES_OF_TORCHVISION:
-        return ""
+        return wanted
     channels = trunk.state_dict["conv1.weight"].shape[0]
     return (
-        f"; before it is loaded: model.conv1 = nn.Conv2d(3, {channels}, 3, padding=1, bias=False); "
-        "model.maxpool = nn.Identity()"
+        f"{wanted}; before it is loaded: model.conv1 = nn.Conv2d(3, {channels}, 3, padding=1, "
+        "bias=False); model.maxpool = nn.Identity()"
     )
 
 

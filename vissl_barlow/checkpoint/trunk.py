@@ -21,6 +21,7 @@ from vissl_barlow.checkpoint.names import (
     to_vissl,
     torchvision_name,
 )
+from vissl_barlow.checkpoint.pretraining import PretrainingViews, pretraining_views
 from vissl_barlow.checkpoint.torch_file import CheckpointError, read_checkpoint
 from vissl_barlow.messages import listed
 
@@ -68,7 +69,8 @@ class Trunk(NamedTuple):
     `state_dict` has torchvision's names, without `fc`; `source` says in words which format the file
     has; `left_out` counts the tensors beside the trunk in its state dict (classifier, projector);
     `prefix` stood before its names; `others` are the prefixes of further trunks in the file;
-    `step`: after how many steps a checkpoint of VISSL's was saved, None for other files.
+    `step`: after how many steps a checkpoint of VISSL's was saved, None for other files; `views`: those
+    that it was pretrained on, where the file says so.
     """
 
     state_dict: dict[str, Tensor]
@@ -78,6 +80,7 @@ class Trunk(NamedTuple):
     prefix: str = ""
     others: tuple[str, ...] = ()
     step: int | None = None
+    views: PretrainingViews | None = None
 
 
 def load_trunk(path: str | os.PathLike, prefix: str = "") -> dict[str, Tensor]:
@@ -195,6 +198,7 @@ def _extract_trunk(checkpoint: Any, path: str | os.PathLike, wanted: str) -> Tru
         prefix,
         others,
         step if isinstance(step, int) else None,
+        pretraining_views(checkpoint),
     )
 
 

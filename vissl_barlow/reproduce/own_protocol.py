@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vissl_barlow.checkpoint import TrunkDepth, read_checkpoint, read_trunk
-from vissl_barlow.checkpoint.pretraining import PAPERS_VIEWS, PretrainingViews, pretraining_views
+from vissl_barlow.checkpoint import TrunkDepth, read_trunk
+from vissl_barlow.checkpoint.pretraining import PAPERS_VIEWS, PretrainingViews
 from vissl_barlow.messages import listed
 from vissl_barlow.own_images import OwnFolder
 from vissl_barlow.reproduce.batch import share_of
@@ -47,8 +47,8 @@ class Pretrained:
 
 def read_pretrained(path: str, prefix: str = "") -> Pretrained:
     """Reads a checkpoint; arguments and errors as `load_trunk`."""
-    views = pretraining_views(read_checkpoint(path)) or PAPERS_VIEWS
-    return Pretrained(read_trunk(path, prefix).layout, views)
+    trunk = read_trunk(path, prefix)
+    return Pretrained(trunk.layout, trunk.views or PAPERS_VIEWS)
 
 
 @dataclass(frozen=True)
