@@ -304,3 +304,18 @@ def test_a_figure_joins_no_points_of_runs_that_depart_otherwise(tmp_path):
         "lambda": [("0.005", 90.0), ("0.02", 80.0)],
         f"lambda, begun from w.pth, sha256 {digest}": [("0.005", 50.0)],
     }
+
+
+def test_a_seed_that_was_pretrained_twice_counts_once(tmp_path):
+    """Another partition is another folder, and on a GPU other weights; a second seed is one."""
+    evaluated = {}
+    for folder, seed, top_1 in (("a", 0, 70.0), ("b", 0, 71.0), ("c", 1, 72.0)):
+        run = experiment(tmp_path / folder, "table6", "Baseline", "imagenet", seed=seed)
+        evaluated[folder] = linear(run / "linear", run, top_1)
+    found = find_runs(tmp_path)
+    table = report_table("table6", "imagenet", found)
+    (top_1, _) = (row for row in table.rows if row.runs)
+    assert top_1.values == (71.0, 72.0)
+    assert left_out(found, [table]) == {
+        evaluated["a"]: f"the same as {evaluated['b']}, with the same seed 0: that one counts"
+    }
