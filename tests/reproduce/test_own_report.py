@@ -1,7 +1,7 @@
 """The report of `python -m vissl_barlow.reproduce own`: which evaluations stand beside which."""
 
 import pytest
-from pretend_runs import start, train_config, vissl_command, write
+from pretend_runs import pretraining, start, train_config, vissl_command, write
 
 from vissl_barlow.reproduce import report_tables
 from vissl_barlow.reproduce.__main__ import main
@@ -108,3 +108,20 @@ def test_what_was_there_before_a_report_was_renamed_is_of_other_images(tmp_path,
         (f"k-NN, 10 images of {tmp_path}/lists", 20.0, 50.0),
         (f"k-NN, 12 images of {tmp_path}/lists", 40.0, 70.0),
     ]
+
+
+def test_what_an_earlier_report_left_is_told(tmp_path, monkeypatch, capsys):
+    """Its numbers lie beside those of these runs, which are others."""
+    monkeypatch.setattr(report_tables, "study_names", list)
+    monkeypatch.setattr(report_tables, "table_names", list)
+    digits = pretraining(tmp_path / "a" / "digits", "digits_quickstart", batch=128, processes=1)
+    pretraining(tmp_path / "b" / "main", "resnet50_in1k_1000ep")
+    assert main(["report", str(digits.parent)]) == 0
+    assert "earlier report" not in capsys.readouterr().err
+    assert main(["report", "b"]) == 0
+    told = "of an earlier report: digits/figure1.csv: nothing of these runs is in it\n"
+    assert capsys.readouterr().err == told
+    pictures = (tmp_path / "report" / "figure1.png", tmp_path / "report" / "report.html")
+    assert all(picture.exists() for picture in pictures)
+    assert main(["report", "a"]) == 0
+    assert [picture.exists() for picture in pictures] == [False, True]

@@ -8,6 +8,7 @@ from pretend_runs import detection, experiment, linear, pretraining, probed, svm
 from reports import measured, report, row, rows
 
 from vissl_barlow.provenance import file_sha256
+from vissl_barlow.reproduce import report_tables
 from vissl_barlow.reproduce.__main__ import main
 from vissl_barlow.reproduce.report import _panels
 from vissl_barlow.reproduce.report_tables import left_out, report_table
@@ -208,14 +209,17 @@ def test_figure_1_has_every_pretraining_under_a_name_of_its_own(tmp_path):
     }
 
 
-def test_runs_below_its_own_folder_count(tmp_path, main_run, monkeypatch):
+def test_runs_below_its_own_folder_count(tmp_path, monkeypatch):
     """A study's are in `report/`, which is also where the report goes where nothing else is said."""
     monkeypatch.chdir(tmp_path)
-    linear(tmp_path / "runs" / "evaluated", main_run, 72.0)
-    probed(experiment(tmp_path / "report", "table5", "Baseline", "digits"), 0.97)
-    for folder, expected in ((".", {72.0, 90.0, 97.0}), ("report/digits", {97.0})):
+    # The paper's tables are other tests', and take their time.
+    monkeypatch.setattr(report_tables, "study_names", list)
+    monkeypatch.setattr(report_tables, "table_names", list)
+    runs = tmp_path / "report" / "digits" / "runs"
+    pretraining(runs / "a", "digits_quickstart", batch=128, processes=1)
+    for folder, name in ((".", "report/digits/runs/a"), ("report/digits", "runs/a")):
         assert main(["report", folder]) == 0
-        assert set(measured(tmp_path / "report").values()) == expected
+        assert {r["folders"] for r in rows(runs.parent, "figure1")} == {name}
 
 
 def test_its_own_folder_may_lie_among_the_runs(tmp_path, main_run):
@@ -314,4 +318,19 @@ def test_a_figure_joins_no_points_of_runs_that_depart_otherwise(tmp_path):
     assert points == {
         "lambda": [("0.005", 90.0), ("0.02", 80.0)],
         f"lambda, begun from w.pth, sha256 {digest}": [("0.005", 50.0)],
+    }
+
+
+def test_a_seed_that_was_pretrained_twice_counts_once(tmp_path):
+    """Another partition is another folder, and on a GPU other weights; a second seed is one."""
+    evaluated = {}
+    for folder, seed, top_1 in (("a", 0, 70.0), ("b", 0, 71.0), ("c", 1, 72.0)):
+        run = experiment(tmp_path / folder, "table6", "Baseline", "imagenet", seed=seed)
+        evaluated[folder] = linear(run / "linear", run, top_1)
+    found = find_runs(tmp_path)
+    table = report_table("table6", "imagenet", found)
+    (top_1, _) = (row for row in table.rows if row.runs)
+    assert top_1.values == (71.0, 72.0)
+    assert left_out(found, [table]) == {
+        evaluated["a"]: f"the same as {evaluated['b']}, with the same seed 0: that one counts"
     }

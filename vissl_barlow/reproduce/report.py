@@ -11,7 +11,7 @@ import base64
 import csv
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from vissl_barlow.reproduce.report_rows import (
 )
 from vissl_barlow.reproduce.report_tables import all_tables, left_out, report_table
 from vissl_barlow.reproduce.runs import Run, Runs, find_runs
-from vissl_barlow.reproduce.studies import DIGITS, IMAGENET
+from vissl_barlow.reproduce.studies import DIGITS, IMAGENET, study_names
 from vissl_barlow.reproduce.text import in_markdown, in_picture, printable, printable_lines
+from vissl_barlow.reproduce.transfer import OWN, table_names
 
 BUILT_IN = "VISSL's built-in"
 PROVENANCE_COLUMNS = ("config", "checkpoint", "hardware", "hours")
@@ -135,6 +136,7 @@ def write_table(table: ReportTable, out: Path, root: Path) -> Mapping[str, Path]
     y_label = {IMAGENET: "%", DIGITS: "linear probe on digits, %"}.get(table.data, "%, own images")
     if table.name == "figure1":
         if not table.curves:
+            picture.unlink(missing_ok=True)  # an earlier report's
             return table.pictures
         draw_curves(picture, {in_picture(k): v for k, v in table.curves.items()}, title)
     elif table.name.startswith("figure"):
@@ -275,6 +277,7 @@ def run(options: argparse.Namespace) -> int:
             print_table(table)
     _print_reasons("refused", refused)
     _print_reasons("left out", others)
+    _print_reasons("of an earlier report", _earlier(out, tables))
     unfinished = sum(1 for r in found.runs if r.pretrains and not r.finished)
     print(
         f"{len(found.runs)} runs, {unfinished} of them unfinished pretrainings, "
@@ -282,6 +285,19 @@ def run(options: argparse.Namespace) -> int:
     )
     print(f"report: {printable(str(options.out / 'report.html'))}")
     return int(bool(refused))
+
+
+def _earlier(out: Path, tables: Iterable[ReportTable]) -> dict[str, str]:
+    """The tables in `out` that are none of `tables`, with what is wrong: another report wrote them, or
+    a study's own command."""
+    names = ["others", OWN, "figure1", *table_names(), *study_names()]
+    stems = [*names, *(f"{data}/{name}" for data in (DIGITS, OWN) for name in names)]
+    written = {table.stem for table in tables}
+    return {
+        f"{stem}.csv": "nothing of these runs is in it"
+        for stem in stems
+        if stem not in written and (out / f"{stem}.csv").exists()
+    }
 
 
 def _papers(options: argparse.Namespace, found: Runs) -> list[str]:

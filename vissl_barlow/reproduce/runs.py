@@ -187,12 +187,33 @@ class Runs:
         self.runs = list(runs)
         self.refused = refused
         self.left_out = left_out
-        self.repeats = _repeats(self.runs)
         pretrainings = [run for run in self.runs if run.pretrains]
         # Checkpoints are large: they are hashed only where an evaluation's hash is to be found.
         evaluations = any(run.weights_sha256 for run in self.runs)
         self._by_folder = {run.folder.resolve(): run for run in pretrainings}
         self._by_checkpoint = {run.checkpoint_sha256: run for run in pretrainings if evaluations}
+        self.repeats = self._repeats()
+
+    def _repeats(self) -> dict[Run, Run]:
+        """Runs with a result to those that are the same experiment with the same seed and were started
+        last: a mean over both would be one over a seed that was drawn twice."""
+        last: dict[tuple, Run] = {}
+        repeats: dict[Run, Run] = {}
+        # Without a seed, Detectron2 draws one for each.
+        finished = [run for run in self.runs if run.result and run.seed >= 0]
+        for run in sorted(finished, key=lambda run: run.starts[-1]["started"], reverse=True):
+            same = (*_experiment(run), self._weights_identity(run))
+            if last.setdefault(same, run) is not run:
+                repeats[run] = last[same]
+        return repeats
+
+    def _weights_identity(self, run: Run) -> object:
+        """What is the same for all weights of one experiment and seed: at the end of a pretraining that
+        pretraining's, however often it was run; else the file's."""
+        pretraining = self.pretraining_of(run)
+        if pretraining and _is_of_its_end(run, pretraining):
+            return _experiment(pretraining)
+        return run.weights and (run.weights_sha256 or run.weights["path"])
 
     def pretraining_of(self, run: Run) -> Run | None:
         """The pretraining that `run` evaluates a checkpoint of, if it is among them."""
@@ -209,9 +230,7 @@ class Runs:
         """Whether `run` has a result, not of a checkpoint from the middle of a pretraining, and is not
         the repetition of another."""
         pretraining = self.pretraining_of(run)
-        ended = pretraining is None or (
-            pretraining.finished and pretraining.checkpoint_sha256 == run.weights_sha256
-        )
+        ended = pretraining is None or _is_of_its_end(run, pretraining)
         return bool(run.result) and ended and run not in self.repeats
 
     def matching(
@@ -259,25 +278,19 @@ def find_runs(folder: Path) -> Runs:
     return Runs(runs, refused, left_out)
 
 
-def _repeats(runs: Iterable[Run]) -> dict[Run, Run]:
-    """Runs with a result to those that are the same experiment with the same seed and were started
-    last: a mean over both would be one over a seed that was drawn twice."""
-    last: dict[tuple, Run] = {}
-    repeats: dict[Run, Run] = {}
-    # Without a seed, Detectron2 draws one for each.
-    finished = [run for run in runs if run.result and run.seed >= 0]
-    for run in sorted(finished, key=lambda run: run.starts[-1]["started"], reverse=True):
-        weights = run.weights and (run.weights_sha256 or run.weights["path"])
-        data = run.starts[-1].get("data") or {}
-        # Of one place others may be read, where a report of `own` was renamed and made anew.
-        images = tuple(
-            (str(split.get("paths")), split["images"], split.get("classes"))
-            for split in data.values()
-        )
-        same = (run.config, run.settings, run.departures, run.seed, weights, images)
-        if last.setdefault(same, run) is not run:
-            repeats[run] = last[same]
-    return repeats
+def _is_of_its_end(run: Run, pretraining: Run) -> bool:
+    """Whether `run` evaluates what `pretraining` came to, not a checkpoint from its middle."""
+    return pretraining.finished and pretraining.checkpoint_sha256 == run.weights_sha256
+
+
+def _experiment(run: Run) -> tuple:
+    """What a run is, but for the weights that it starts from."""
+    data = run.starts[-1].get("data") or {}
+    # Of one place others may be read, where a report of `own` was renamed and made anew.
+    images = tuple(
+        (str(split.get("paths")), split["images"], split.get("classes")) for split in data.values()
+    )
+    return run.config, run.settings, run.departures, run.seed, images
 
 
 def _copies(runs: Sequence[Run]) -> dict[Path, str]:
