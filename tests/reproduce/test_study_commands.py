@@ -30,6 +30,11 @@ def test_only_unfinished_experiments_run(tmp_path, capsys):
     assert all("config/pretrain/vissl_barlow=digits_quickstart" in line for line in commands)
 
 
+def test_no_seed_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"--seeds 0 runs nothing"):
+        run_study("table6", _options(tmp_path, "--dry-run", "--seeds", "0"))
+
+
 def test_a_series_that_must_be_named_is_run_by_its_whole_name_alone(tmp_path, capsys):
     def widths(*arguments):
         assert run_study("figure4", _options(tmp_path, "--dry-run", *arguments)) == 0

@@ -269,9 +269,11 @@ def run_study(name: str, options: argparse.Namespace) -> int:
     """Runs what is missing of study `name`, as `run_table` does; returns the exit status.
 
     Raises:
-        ValueError: no such study or experiment, an override of what the study sweeps, or processes that
-            do not divide a global batch.
+        ValueError: no such study or experiment, no seed, an override of what the study sweeps, or
+            processes that do not divide a global batch.
     """
+    if options.seeds < 1:
+        raise ValueError(f"--seeds {options.seeds} runs nothing: give 1 or more")
     if options.own_images and not options.list:
         _refuse_without_labels(options.own_images)
     if not options.list:
