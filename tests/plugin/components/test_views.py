@@ -150,7 +150,7 @@ OTHER = {"name": "ToTensor"}
     ("options", "expected"),
     [
         ({}, (IMAGENET_MEAN, IMAGENET_STD)),
-        ({"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}, ((0.1, 0.2, 0.3), (1, 2, 3))),
+        ({"mean": [0.1, 0.2, 0.3], "std": [1, 0.5, 0.2]}, ((0.1, 0.2, 0.3), (1, 0.5, 0.2))),
     ],
 )
 def test_the_step_normalises_as_the_transforms_section_says(options, expected):
