@@ -1,6 +1,7 @@
 """What one of this plugin's checkpoints says of the views that its trunk was pretrained on."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +47,7 @@ def pretraining_views(checkpoint: Any) -> PretrainingViews | None:
         numbers("crop_scale", PAPERS_VIEWS.crop_scale),
         number("flip_p", PAPERS_VIEWS.flip_p),
         numbers("mean", PAPERS_VIEWS.mean, -math.inf, math.inf),
-        numbers("std", PAPERS_VIEWS.std, 0, math.inf),
+        numbers("std", PAPERS_VIEWS.std, sys.float_info.min, math.inf),
     )
 
 
