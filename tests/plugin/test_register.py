@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import multiprocessing.forkserver
 import subprocess
 import sys
 
@@ -39,7 +40,18 @@ def logged(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "barlow.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture
+def plain_forkserver():
+    """One of its own: a task's, of an earlier test, has the plugin, and its processes hold SIGTERM
+    back, without which a pool may wait for them for ever."""
+    multiprocessing.forkserver._forkserver._stop()
+    multiprocessing.set_forkserver_preload([])
+    yield
+    multiprocessing.forkserver._forkserver._stop()
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.usefixtures("plain_forkserver")
 def test_a_pickled_config_registers_the_plugin_where_it_arrives(tmp_path, method):
     config = resolve(tmp_path, DIGITS)
     with multiprocessing.get_context(method).Pool(1) as pool:
