@@ -85,7 +85,8 @@ def _check_name(config_file: str) -> None:
     own, theirs = get_cfg(), get_cfg()
     own.merge_from_file(str(path))
     theirs.merge_from_file(str(shipped))
-    if changed := sorted(k for k, v in leaves(own).items() if leaves(theirs).get(k) != v):
+    known = leaves(theirs)
+    if changed := sorted(k for k, v in leaves(own).items() if known.get(k) != v):
         raise ValueError(
             f"--config-file {path} has the name of the config that this package brings, and other"
             f" values ({', '.join(changed)}), so that its numbers would pass for that one's: rename it,"
